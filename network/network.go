@@ -1,0 +1,113 @@
+// Package network gives a pod its network and takes it away again.
+//
+// [Network] has two implementations: package bridge (embedded: netlink and
+// nftables in-process) and, later, CNI. A pod keeps the network it was born
+// with: [Result.Provider] names it and is stored in the pod's record.
+//
+// The package does not own addresses: the pod's record does. An
+// implementation derives its address pool from the records that it is given
+// at start ([Network.Restore]), so pool and records cannot disagree.
+package network
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+)
+
+// Sentinels. Implementations wrap them with the object, the step and numbers.
+var (
+	// ErrExhausted is returned when no address is left in the pod range.
+	ErrExhausted = errors.New("no address left")
+	// ErrPortInUse is returned when a host port is held by another pod.
+	ErrPortInUse = errors.New("host port in use")
+	// ErrInvalid is returned for a request that can never work (bad range, bad port).
+	ErrInvalid = errors.New("invalid network request")
+	// ErrNotReady is returned while the network has no configuration yet.
+	ErrNotReady = errors.New("network not ready")
+)
+
+// Protocol of a port mapping, in nftables' words.
+type Protocol string
+
+const (
+	TCP  Protocol = "tcp"
+	UDP  Protocol = "udp"
+	SCTP Protocol = "sctp"
+)
+
+// PortMapping publishes ContainerPort of the pod on the host.
+type PortMapping struct {
+	Protocol      Protocol   `json:"protocol"`
+	ContainerPort uint16     `json:"containerPort"`
+	HostPort      uint16     `json:"hostPort"`         // 0: not published (CRI 0.33), the mapping is ignored
+	HostIP        netip.Addr `json:"hostIP,omitzero"` // zero or unspecified: every local address of that family
+}
+
+// Pod is what a network needs to know of a pod.
+type Pod struct {
+	ID          string // 64 hex digits; names of links and rule comments are derived from it
+	Namespace   string // Kubernetes namespace
+	Name        string // Kubernetes name
+	UID         string
+	Ports       []PortMapping
+	Annotations map[string]string // bandwidth annotations; read-only
+	Labels      map[string]string
+	// NetNS is the pod's network namespace, nil in a teardown after the
+	// namespace is gone. The caller owns it.
+	NetNS *os.File
+	// NetNSPath is where the namespace is visible on the host (/run/netns/…), "" if nowhere.
+	NetNSPath string
+}
+
+// Result is what a set-up made; it is stored in the pod's record as it is and
+// handed back for teardown and recovery.
+type Result struct {
+	Provider string        `json:"provider"` // "bridge", "cni"
+	IPs      []netip.Addr  `json:"ips"`      // primary first
+	HostLink string        `json:"hostLink,omitempty"`
+	Ports    []PortMapping `json:"ports,omitempty"`
+}
+
+// Condition is the network's state for the CRI NetworkReady condition.
+type Condition struct {
+	Ready   bool
+	Reason  string // CamelCase, "" when ready
+	Message string
+}
+
+// Network sets up and tears down the network of one pod at a time. All methods
+// are safe for concurrent use.
+type Network interface {
+	// Name is the provider's name: "bridge" or "cni".
+	Name() string
+	// Plan reserves what the pod will get (addresses, names) without any effect
+	// on the kernel; the caller records the Result before it calls Setup
+	// ("record before effect").
+	Plan(ctx context.Context, pod Pod) (Result, error)
+	// Setup makes what Plan promised, in pod.NetNS. On error nothing of it is
+	// left but the reservation, which Teardown frees.
+	Setup(ctx context.Context, pod Pod, planned Result) (Result, error)
+	// Teardown undoes Setup and frees the reservation. It is idempotent and
+	// works with the namespace gone, from the Result alone.
+	Teardown(ctx context.Context, pod Pod, r Result) error
+	// Restore tells the network, at daemon start, of every pod that still holds
+	// a Result: reservations are taken again, rules are checked and rebuilt,
+	// and links and rules with our prefix that belong to no pod are removed.
+	Restore(ctx context.Context, pods map[string]Restored) error
+	// Status never blocks on the kernel, a disk or a plugin.
+	Status() Condition
+	// UpdatePodCIDR takes the node's pod range(s) from the kubelet
+	// (UpdateRuntimeConfig): "10.1.2.0/24" or "10.1.2.0/24,fd00:1::/64".
+	// Existing pods keep their addresses. "" is ignored.
+	UpdatePodCIDR(cidr string) error
+	// Close stops background work (rule watching). Pods keep their network.
+	Close() error
+}
+
+// Restored is one pod as Restore needs it.
+type Restored struct {
+	Pod    Pod
+	Result Result
+}
