@@ -41,7 +41,7 @@ const (
 type PortMapping struct {
 	Protocol      Protocol   `json:"protocol"`
 	ContainerPort uint16     `json:"containerPort"`
-	HostPort      uint16     `json:"hostPort"`         // 0: not published (CRI 0.33), the mapping is ignored
+	HostPort      uint16     `json:"hostPort"`        // 0: not published (CRI 0.33), the mapping is ignored
 	HostIP        netip.Addr `json:"hostIP,omitzero"` // zero or unspecified: every local address of that family
 }
 

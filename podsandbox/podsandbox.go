@@ -1,0 +1,205 @@
+// Package podsandbox is the pod: what it is made of, in which order its parts
+// are made and unmade, what is recorded on disk about it, and how all of that is
+// found again after a crash or a reboot.
+//
+// (The state machine is in state.go, the do/undo steps in steps.go, the records
+// and the layout on disk in store.go, recovery in recover.go.)
+//
+// Package cri translates the CRI's messages into the types below and back; it is
+// the only importer. Nothing here interprets a CRI message: what must be echoed
+// is carried as opaque bytes.
+package podsandbox
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/crisp-cri/crisp/network"
+	"github.com/crisp-cri/crisp/runtime/user"
+)
+
+// Sentinels. cri/status.go maps them (and those of image, network, spawn,
+// cgroup) to gRPC codes.
+var (
+	// ErrNotFound is returned for an unknown pod or container id.
+	ErrNotFound = errors.New("not found")
+	// ErrAmbiguous is returned when a short id has several matches.
+	ErrAmbiguous = errors.New("ambiguous id")
+	// ErrExists is returned when a name is held by another live pod or container.
+	ErrExists = errors.New("already exists")
+	// ErrInvalid is returned for a request that can never work, before any effect.
+	ErrInvalid = errors.New("invalid argument")
+	// ErrState is returned for the right object in the wrong state.
+	ErrState = errors.New("wrong state")
+	// ErrUnavailable is returned while recovery runs, the daemon drains, or the network is not ready.
+	ErrUnavailable = errors.New("unavailable")
+	// ErrUnsupported is returned for what this kernel or version lacks.
+	ErrUnsupported = errors.New("not supported")
+)
+
+// Identity is what makes two RunPodSandbox calls the same call (CRI
+// PodSandboxMetadata). Calls with the same identity join.
+type Identity struct {
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	Namespace string `json:"namespace"`
+	Attempt   uint32 `json:"attempt"`
+}
+
+// NamespaceMode is the CRI NamespaceMode in our words.
+type NamespaceMode string
+
+const (
+	NamespacePod       NamespaceMode = "pod"
+	NamespaceContainer NamespaceMode = "container"
+	NamespaceNode      NamespaceMode = "node"
+	NamespaceTarget    NamespaceMode = "target"
+)
+
+// DNSConfig becomes /etc/resolv.conf. All empty: the host's file is copied.
+type DNSConfig struct {
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Options  []string `json:"options,omitempty"`
+}
+
+// PodConfig describes a pod; immutable once given to RunPod. It is stored in the pod's record.
+type PodConfig struct {
+	Identity
+	Hostname       string                `json:"hostname,omitempty"`
+	LogDirectory   string                `json:"logDirectory,omitempty"` // absolute, cleaned; "": no logs
+	CgroupParent   string                `json:"cgroupParent,omitempty"` // as the kubelet sent it, validated
+	RuntimeHandler string                `json:"runtimeHandler,omitempty"`
+	Labels         map[string]string     `json:"labels,omitempty"`
+	Annotations    map[string]string     `json:"annotations,omitempty"`
+	DNS            DNSConfig             `json:"dns"`
+	Ports          []network.PortMapping `json:"ports,omitempty"`
+	Network        NamespaceMode         `json:"network"` // pod, node
+	PID            NamespaceMode         `json:"pid"`     // container, pod, node
+	IPC            NamespaceMode         `json:"ipc"`     // pod, node
+	Sysctls        map[string]string     `json:"sysctls,omitempty"`
+	Privileged     bool                  `json:"privileged,omitempty"`
+	// Echo is the CRI config as it came (protobuf wire format), for verbatim replies.
+	Echo []byte `json:"echo,omitempty"`
+}
+
+// PodState is what CRI shows of a pod's state.
+type PodState string
+
+const (
+	PodReady    PodState = "ready"
+	PodNotReady PodState = "notready"
+)
+
+// Pod is an immutable snapshot of one pod. Pods still being made, or whose
+// making failed, are never shown.
+type Pod struct {
+	ID         string // 64 hex digits
+	Config     *PodConfig
+	State      PodState
+	Reason     string // why it is not ready: "Stopped", "Reboot", "InitDied", …
+	CreatedAt  time.Time
+	IPs        []netip.Addr // primary first; empty with Network node
+	NetNSPath  string       // /run/netns/<name>, "" with Network node
+	InitPID    int          // 0 when not running
+	CgroupPath string
+	// Files that the pod's containers bind-mount; "" when there is none.
+	ResolvConf, Hosts, HostnameFile string
+	// Timings of the making, step by step, for Status(verbose) and the demo.
+	Timings []Timing
+}
+
+// Timing is how long one step of an operation took.
+type Timing struct {
+	Step     string        `json:"step"`
+	Duration time.Duration `json:"duration"`
+}
+
+// ContainerConfig describes a container to create.
+type ContainerConfig struct {
+	Name        string            `json:"name"`
+	Attempt     uint32            `json:"attempt"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	ImageID     string            `json:"imageID"`           // config digest, resolved by cri
+	ImageRef    string            `json:"imageRef"`          // digested reference, or the id
+	LogPath     string            `json:"logPath,omitempty"` // relative to the pod's LogDirectory, validated; "": no log
+	Stdin       bool              `json:"stdin,omitempty"`
+	StdinOnce   bool              `json:"stdinOnce,omitempty"`
+	StopSignal  string            `json:"stopSignal"` // "SIGTERM", "SIGRTMIN+3"
+	PID         NamespaceMode     `json:"pidMode"`    // container, pod, node, target
+	TargetID    string            `json:"targetID,omitempty"`
+	// Spec is complete but for Process.User, which User below is resolved into
+	// once the root file system can be read (also HOME, unless the env has it),
+	// and Linux.CgroupsPath. Linux.Resources and Linux.Seccomp are applied.
+	Spec *specs.Spec `json:"-"` // stored as config.json
+	// User to resolve in the container's root file system.
+	User user.Request `json:"user"`
+	// OpaqueMounts etc. are not interpreted: the CRI config as it came, for verbatim replies.
+	Echo []byte `json:"echo,omitempty"`
+}
+
+// ContainerState as CRI shows it.
+type ContainerState string
+
+const (
+	ContainerCreated ContainerState = "created"
+	ContainerRunning ContainerState = "running"
+	ContainerExited  ContainerState = "exited"
+	ContainerUnknown ContainerState = "unknown"
+)
+
+// Container is an immutable snapshot of one container.
+type Container struct {
+	ID, PodID  string
+	Config     *ContainerConfig
+	Spec       *specs.Spec // as run, User resolved; read-only
+	User       user.Identity
+	State      ContainerState
+	CreatedAt  time.Time
+	StartedAt  time.Time // zero before start
+	FinishedAt time.Time // zero before exit; never before StartedAt
+	ExitCode   int       // valid when exited
+	Reason     string    // "Completed", "Error", "OOMKilled", "StartError", "Reboot", "Unknown"
+	Message    string    // for StartError: step and cause
+	PID        int       // 0 when not running
+	LogPath    string    // absolute, "" when no log
+	CgroupPath string
+	UpperDir   string // writable layer on the host
+	Timings    []Timing
+}
+
+// ExecResult is the outcome of ExecSync.
+type ExecResult struct {
+	Stdout, Stderr []byte // at most 16 MiB each; the rest is read and dropped
+	ExitCode       int
+}
+
+/*
+The Manager's methods, as cri calls them (implemented in pod.go, container.go, exec.go):
+
+	NewManager(Config) (*Manager, error)
+	(*Manager) Recover(ctx) error                     // once, before serving; one bad pod never stops it
+	(*Manager) Drain(ctx)                             // refuse new work, wait for running operations
+	(*Manager) Close() error
+	(*Manager) RunPod(ctx, *PodConfig) (id string, err error)
+	(*Manager) StopPod(ctx, id) error                 // unknown: nil
+	(*Manager) RemovePod(ctx, id) error               // unknown: nil
+	(*Manager) Pod(id) (*Pod, error)                  // full or short id
+	(*Manager) Pods() []*Pod                          // from memory, newest first
+	(*Manager) CreateContainer(ctx, podID string, *ContainerConfig) (id string, err error)
+	(*Manager) StartContainer(ctx, id) error
+	(*Manager) StopContainer(ctx, id, grace time.Duration) error  // unknown: nil
+	(*Manager) RemoveContainer(ctx, id) error         // unknown: nil
+	(*Manager) Container(id) (*Container, error)
+	(*Manager) Containers() []*Container              // newest first
+	(*Manager) UpdateContainer(ctx, id, *specs.LinuxResources, oomScoreAdj *int) error
+	(*Manager) ReopenLog(ctx, id) error
+	(*Manager) ExecSync(ctx, id, argv []string, timeout time.Duration) (*ExecResult, error) // context.DeadlineExceeded on timeout
+	(*Manager) ContainerStats(id) (*ContainerStats, error)
+	(*Manager) Resources(id) (cgroup.Applied, error)  // what the kernel's files say
+	(*Manager) Operations() []Operation               // what runs now: object, step, since when (Status verbose)
+*/

@@ -1,0 +1,144 @@
+// Package spawn starts and talks to pods' init processes (crisp-init).
+//
+// A [Spawner] holds what all pods of this daemon share: the sealed copy of the
+// crisp-init binary and the base mount namespace. [Spawner.StartPod] clones a
+// pod init into the pod's namespaces; the [Pod] it returns is the daemon's end
+// of the control socket. After a restart of the daemon [Spawner.Attach] finds a
+// living pod init again by its [Handle].
+//
+// Containers are children of the pod init: [Pod.Create] hands it everything a
+// container needs (mounts as file descriptors, the compiled process
+// settings), [Pod.Start] makes it clone the container's init, [Pod.Exec] runs one more
+// process in a container.
+//
+// The package does not know Kubernetes, records or networks; podsandbox does.
+package spawn
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Sentinels.
+var (
+	// ErrGone is returned when the pod init is not alive any more: by Attach,
+	// and by every call on a Pod whose init died.
+	ErrGone = errors.New("pod init is gone")
+	// ErrNotFound is returned for a container or exec the pod init does not hold.
+	ErrNotFound = errors.New("not held by the pod init")
+	// ErrState is returned for a container in the wrong state (start of a running one, exec in a stopped one).
+	ErrState = errors.New("container is in the wrong state")
+	// ErrInvalid is returned for a specification that cannot be compiled.
+	ErrInvalid = errors.New("invalid container specification")
+	// ErrUnsupported is returned for something this kernel lacks.
+	ErrUnsupported = errors.New("not supported by this kernel")
+)
+
+// A StartError says that a container's (or exec'd) process could not be
+// brought to its own first instruction. Nothing of it is left running.
+type StartError struct {
+	Step string // "mount /proc", "set user 1000", "exec /bin/x", …
+	Err  error  // usually a syscall.Errno
+}
+
+func (e *StartError) Error() string { return e.Step + ": " + e.Err.Error() }
+func (e *StartError) Unwrap() error { return e.Err }
+
+// PodArgs describes a pod's init.
+type PodArgs struct {
+	ID    string // 64 hex digits
+	Title string // "namespace/name", shown by ps
+
+	HostNetwork bool // share the host's network namespace (and its UTS namespace)
+	HostIPC     bool
+	SharedPID   bool              // pid: POD – start a reaper as PID 1 of a pod-wide PID namespace
+	Hostname    string            // ignored with HostNetwork
+	Sysctls     map[string]string // validated by the caller: only namespaced ones; written in the pod's namespaces
+	ShmSize     int64             // bytes of the pod-wide /dev/shm; 0: 64 MiB
+
+	// Cgroup to be born in: DirFD for CLONE_INTO_CGROUP (nil on pure v1) and
+	// the v1 cgroup.procs files. Owned by the caller.
+	CgroupDir   *os.File
+	CgroupProcs []*os.File
+
+	// RunDir is the pod's per-boot directory (0700, exists): StartPod makes
+	// init.sock and exits.journal in it.
+	RunDir string
+}
+
+// Handle finds a pod init again. It is stored in the pod's record.
+type Handle struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"` // field 22 of /proc/PID/stat, clock ticks
+	BootID    string `json:"bootID"`
+	RunDir    string `json:"runDir"`
+}
+
+// RootfsArgs describe a container's root file system: an overlay.
+type RootfsArgs struct {
+	Lower       []string // topmost first, absolute paths
+	Upper, Work string   // directories that exist and are empty at first use
+}
+
+// PIDMode says which PID namespace a container gets.
+type PIDMode uint8
+
+const (
+	PIDPrivate PIDMode = iota // its own (CRI CONTAINER)
+	PIDPod                    // the pod's reaper's (CRI POD)
+	PIDHost                   // the node's (CRI NODE)
+	PIDTarget                 // that of container TargetID (CRI TARGET)
+)
+
+// ContainerArgs describe a container to Create.
+type ContainerArgs struct {
+	ID string // 64 hex digits
+	// Spec is the OCI runtime specification: Process, Mounts, Hostname unused,
+	// Linux.{MaskedPaths,ReadonlyPaths,Devices,RootfsPropagation}. Linux.Resources and
+	// Linux.Seccomp are not read: the cgroup is made by the caller, the filter comes compiled.
+	// Mounts: type "bind" (options bind/rbind, ro/rw/rro, private/rprivate/rslave/rshared, nosuid, nodev,
+	// noexec), proc, sysfs, tmpfs, devpts, mqueue, cgroup; the special source
+	// "crisp:shm" is the pod-wide /dev/shm.
+	Spec *specs.Spec
+	// Rootfs is the detached overlay mount from Spawner.MountRootfs. Create hands
+	// it (a duplicate) to the pod init; the caller closes its own.
+	Rootfs *os.File
+	// CgroupDir, CgroupProcs: as in PodArgs, of the container's cgroup.
+	CgroupDir   *os.File
+	CgroupProcs []*os.File
+	// CgroupMounts: what appears under /sys/fs/cgroup on v1 and hybrid hosts: name → host path of the container's cgroup. Empty on v2.
+	CgroupMounts map[string]string
+
+	PID      PIDMode
+	TargetID string
+
+	Seccomp      []byte   // struct sock_filter array; nil: unconfined
+	SeccompFlags uint32   // seccomp(2) SECCOMP_FILTER_FLAG_*
+	Log          *os.File // nil: output is dropped. Owned by the caller.
+	Stdin        bool     // keep a stdin open (for attach); else /dev/null
+	StdinOnce    bool
+}
+
+// ExecArgs describe a process to run in a running container.
+type ExecArgs struct {
+	ContainerID  string
+	ExecID       string
+	Process      *specs.Process
+	Seccomp      []byte
+	SeccompFlags uint32
+	CgroupDir    *os.File
+	CgroupProcs  []*os.File
+	// Stdin, Stdout, Stderr become fd 0, 1, 2; nil is /dev/null. Owned by the caller.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Exit is the end of a container's first process.
+type Exit struct {
+	ContainerID string
+	Code        int // 0–255; 128+n when killed by signal n
+	Signal      int // 0 when it exited by itself
+	At          time.Time
+}
