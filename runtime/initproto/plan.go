@@ -1,0 +1,290 @@
+package initproto
+
+// Process is how a program is run, for a container's first process and for exec'd ones.
+type Process struct {
+	Args []string
+	Env  []string // "KEY=value", bytes as they came
+	Cwd  string
+
+	UID, GID uint32
+	Groups   []uint32
+	Umask    uint32
+
+	// Capability sets as bit masks, capabilities(7).
+	Bounding, Effective, Permitted, Inheritable, Ambient uint64
+
+	NoNewPrivs   bool
+	Seccomp      []byte // struct sock_filter array, native byte order; empty: none
+	SeccompFlags uint32
+
+	OOMScoreAdj    int64
+	SetOOMScoreAdj bool
+	Rlimits        []Rlimit
+	Terminal       bool
+	// Keyring is the name of the session keyring to make and join, session-keyring(7).
+	Keyring string
+}
+
+// Rlimit is one setrlimit(2).
+type Rlimit struct {
+	Resource   uint32
+	Soft, Hard uint64
+}
+
+// MountKind says what a mount is made from.
+type MountKind uint8
+
+const (
+	MountFD      MountKind = iota + 1 // a detached mount that came as a descriptor
+	MountProc                         // procfs of the container's PID namespace
+	MountSysfs                        // sysfs of the pod's network namespace
+	MountTmpfs                        //
+	MountDevpts                       //
+	MountMqueue                       // of the pod's IPC namespace
+	MountCgroup2                      // of the container's cgroup namespace
+	MountShm                          // the pod-wide /dev/shm
+)
+
+// Mount is one step of the mount plan. Steps are run in order; each target is
+// resolved inside the container's root when its turn comes.
+type Mount struct {
+	Kind   MountKind
+	Target string // absolute inside the container
+	FD     int    // MountFD: index into the message's descriptors
+	// Attr, Clear: MOUNT_ATTR_* set and cleared by mount_setattr(2). For MountFD the
+	// daemon has set them already.
+	Attr uint64
+	Data [][2]string // fsconfig(2) strings; an empty value is a flag
+	// File: the target is (made as) a file, not a directory.
+	File bool
+	// Strict: no component of the target may be a symbolic link (CVE-2019-19921 class).
+	Strict bool
+	// ReadonlyAfter: set read-only once all mounts are in place (a tmpfs that gets mount points first).
+	ReadonlyAfter bool
+}
+
+// Device is one node to make below the root with mknod(2), or to bind when MountFD ≥ 0.
+type Device struct {
+	Path     string // absolute inside the container
+	Mode     uint32 // S_IFCHR|S_IFBLK|S_IFIFO and permission bits
+	Major    uint32
+	Minor    uint32
+	UID, GID uint32
+}
+
+// PIDMode says in which PID namespace the process is born.
+type PIDMode uint8
+
+const (
+	PIDNew    PIDMode = iota // a new one
+	PIDReaper                // the pod's
+	PIDHost                  // the pod init's own
+	PIDTarget                // that of container TargetID
+)
+
+// Container is the body of TypeCreate and, together with the same
+// descriptors, of TypeRun. Indices count the message's descriptors.
+type Container struct {
+	ID       string
+	PID      PIDMode
+	TargetID string
+	Process  Process
+
+	// NewCgroupNS: unshare a cgroup namespace once inside the cgroup.
+	NewCgroupNS bool
+
+	RootFD       int // detached mount of the root file system
+	RootReadonly bool
+	Mounts       []Mount
+	Devices      []Device
+	Links        [][2]string // symbolic links to make: target, path
+	NullFD       int         // detached mount of a verified /dev/null, for masking files; -1: none
+	Masked       []string
+	Readonly     []string
+
+	CgroupFD int // directory to be born in; -1: none
+	ProcsFD  int // first of Procs consecutive cgroup.procs files; -1: none
+	Procs    int
+	LogFD    int // -1: output is dropped
+
+	Stdin     bool
+	StdinOnce bool
+}
+
+// Exec is the body of TypeExec. Descriptors: stdin, stdout, stderr (three), then as the
+// indices say.
+type Exec struct {
+	ContainerID string
+	ExecID      string
+	Process     Process
+	CgroupFD    int
+	ProcsFD     int
+	Procs       int
+}
+
+func (p *Process) encode(e *encoder) {
+	e.strings(p.Args)
+	e.strings(p.Env)
+	e.string(p.Cwd)
+	e.uint(uint64(p.UID))
+	e.uint(uint64(p.GID))
+	list(e, p.Groups, func(e *encoder, g uint32) { e.uint(uint64(g)) })
+	e.uint(uint64(p.Umask))
+	for _, m := range []uint64{p.Bounding, p.Effective, p.Permitted, p.Inheritable, p.Ambient} {
+		e.uint(m)
+	}
+	e.bool(p.NoNewPrivs)
+	e.bytes(p.Seccomp)
+	e.uint(uint64(p.SeccompFlags))
+	e.int(p.OOMScoreAdj)
+	e.bool(p.SetOOMScoreAdj)
+	list(e, p.Rlimits, func(e *encoder, r Rlimit) { e.uint(uint64(r.Resource)); e.uint(r.Soft); e.uint(r.Hard) })
+	e.bool(p.Terminal)
+	e.string(p.Keyring)
+}
+
+func (p *Process) decode(d *decoder) {
+	p.Args = d.strings()
+	p.Env = d.strings()
+	p.Cwd = d.string()
+	p.UID, p.GID = uint32(d.uint()), uint32(d.uint())
+	p.Groups = unlist(d, func(d *decoder) uint32 { return uint32(d.uint()) })
+	p.Umask = uint32(d.uint())
+	for _, m := range []*uint64{&p.Bounding, &p.Effective, &p.Permitted, &p.Inheritable, &p.Ambient} {
+		*m = d.uint()
+	}
+	p.NoNewPrivs = d.bool()
+	p.Seccomp = d.bytes()
+	p.SeccompFlags = uint32(d.uint())
+	p.OOMScoreAdj = d.int()
+	p.SetOOMScoreAdj = d.bool()
+	p.Rlimits = unlist(d, func(d *decoder) Rlimit {
+		return Rlimit{Resource: uint32(d.uint()), Soft: d.uint(), Hard: d.uint()}
+	})
+	p.Terminal = d.bool()
+	p.Keyring = d.string()
+}
+
+func pairs(e *encoder, l [][2]string) {
+	list(e, l, func(e *encoder, kv [2]string) { e.string(kv[0]); e.string(kv[1]) })
+}
+
+func unpairs(d *decoder) [][2]string {
+	return unlist(d, func(d *decoder) [2]string { return [2]string{d.string(), d.string()} })
+}
+
+// Encode returns the body.
+func (c *Container) Encode() []byte {
+	e := &encoder{}
+	e.string(c.ID)
+	e.uint(uint64(c.PID))
+	e.string(c.TargetID)
+	c.Process.encode(e)
+	e.bool(c.NewCgroupNS)
+	e.int(int64(c.RootFD))
+	e.bool(c.RootReadonly)
+	list(e, c.Mounts, func(e *encoder, m Mount) {
+		e.uint(uint64(m.Kind))
+		e.string(m.Target)
+		e.int(int64(m.FD))
+		e.uint(m.Attr)
+		pairs(e, m.Data)
+		e.bool(m.File)
+		e.bool(m.Strict)
+		e.bool(m.ReadonlyAfter)
+	})
+	list(e, c.Devices, func(e *encoder, v Device) {
+		e.string(v.Path)
+		e.uint(uint64(v.Mode))
+		e.uint(uint64(v.Major))
+		e.uint(uint64(v.Minor))
+		e.uint(uint64(v.UID))
+		e.uint(uint64(v.GID))
+	})
+	pairs(e, c.Links)
+	e.int(int64(c.NullFD))
+	e.strings(c.Masked)
+	e.strings(c.Readonly)
+	e.int(int64(c.CgroupFD))
+	e.int(int64(c.ProcsFD))
+	e.uint(uint64(c.Procs))
+	e.int(int64(c.LogFD))
+	e.bool(c.Stdin)
+	e.bool(c.StdinOnce)
+	return e.b
+}
+
+// DecodeContainer is the inverse of Encode. nfds is how many descriptors came with
+// the message: indices beyond them are malformed.
+func DecodeContainer(b []byte, nfds int) (*Container, error) {
+	d := &decoder{b: b}
+	c := &Container{ID: d.string(), PID: PIDMode(d.uint()), TargetID: d.string()}
+	c.Process.decode(d)
+	c.NewCgroupNS = d.bool()
+	c.RootFD = int(d.int())
+	c.RootReadonly = d.bool()
+	c.Mounts = unlist(d, func(d *decoder) Mount {
+		return Mount{
+			Kind: MountKind(d.uint()), Target: d.string(), FD: int(d.int()), Attr: d.uint(),
+			Data: unpairs(d), File: d.bool(), Strict: d.bool(), ReadonlyAfter: d.bool(),
+		}
+	})
+	c.Devices = unlist(d, func(d *decoder) Device {
+		return Device{
+			Path: d.string(), Mode: uint32(d.uint()), Major: uint32(d.uint()), Minor: uint32(d.uint()),
+			UID: uint32(d.uint()), GID: uint32(d.uint()),
+		}
+	})
+	c.Links = unpairs(d)
+	c.NullFD = int(d.int())
+	c.Masked = d.strings()
+	c.Readonly = d.strings()
+	c.CgroupFD, c.ProcsFD, c.Procs = int(d.int()), int(d.int()), int(d.uint())
+	c.LogFD = int(d.int())
+	c.Stdin = d.bool()
+	c.StdinOnce = d.bool()
+	if err := d.end(); err != nil {
+		return nil, err
+	}
+	for _, m := range c.Mounts {
+		if m.Kind == MountFD && !within(m.FD, 1, nfds) {
+			return nil, ErrMalformed
+		}
+	}
+	if !within(c.RootFD, 1, nfds) || !optional(c.NullFD, nfds) || !optional(c.CgroupFD, nfds) ||
+		!optional(c.LogFD, nfds) || c.Procs > 0 && !within(c.ProcsFD, c.Procs, nfds) {
+		return nil, ErrMalformed
+	}
+	return c, nil
+}
+
+// Encode returns the body.
+func (x *Exec) Encode() []byte {
+	e := &encoder{}
+	e.string(x.ContainerID)
+	e.string(x.ExecID)
+	x.Process.encode(e)
+	e.int(int64(x.CgroupFD))
+	e.int(int64(x.ProcsFD))
+	e.uint(uint64(x.Procs))
+	return e.b
+}
+
+// DecodeExec is the inverse of Encode; nfds as in DecodeContainer.
+func DecodeExec(b []byte, nfds int) (*Exec, error) {
+	d := &decoder{b: b}
+	x := &Exec{ContainerID: d.string(), ExecID: d.string()}
+	x.Process.decode(d)
+	x.CgroupFD, x.ProcsFD, x.Procs = int(d.int()), int(d.int()), int(d.uint())
+	if err := d.end(); err != nil {
+		return nil, err
+	}
+	if nfds < 3 || !optional(x.CgroupFD, nfds) || x.Procs > 0 && !within(x.ProcsFD, x.Procs, nfds) {
+		return nil, ErrMalformed
+	}
+	return x, nil
+}
+
+func within(first, n, of int) bool { return first >= 0 && n >= 0 && n <= of && first <= of-n }
+
+func optional(i, of int) bool { return i == -1 || within(i, 1, of) }
