@@ -1,0 +1,77 @@
+# What can be made, and with what: `make help`. A target is one line of go or one script of hack/;
+# .ci/run calls only these targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Our module's packages: what `go test ./...` means, without test data and other modules (hack/tools, hack/cri-tools).
+GO       ?= go
+PKGS     ?= ./...
+FUZZTIME ?= 20s
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+
+.PHONY: help
+help: ## Print this list.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need (as root; says what it installs).
+	hack/deps.sh
+
+.PHONY: build
+build: ## Build bin/crispd and bin/crisp-init: two static binaries.
+	hack/build.sh
+
+.PHONY: tools
+tools: ## Build the pinned linters and crictl into bin/tools.
+	hack/tools.sh
+
+.PHONY: test
+test: build ## Run all tests; those that need root too when you are root.
+	hack/test.sh all
+
+.PHONY: test-unit
+test-unit: ## Run the tests that need no root, with the race detector.
+	hack/test.sh unit
+
+.PHONY: test-root
+test-root: build ## Run the tests that need root (*_root_test.go): real namespaces, mounts, cgroups.
+	hack/test.sh root
+
+.PHONY: test-cri
+test-cri: build tools ## Drive a running crispd with crictl as a user would, then look for leaks.
+	hack/crictl-test.sh
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (default 20s) each.
+	hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: tools ## gofmt, go vet, staticcheck, errcheck, misspell, import arrows; the rules and their reasons: hack/lint.sh.
+	hack/lint.sh
+
+.PHONY: fmt
+fmt: ## Format all Go files.
+	gofmt -l -w cmd cri hack image network podsandbox runtime test
+
+.PHONY: generate
+generate: ## Make the generated files anew.
+	$(GO) generate $(PKGS)
+
+.PHONY: verify
+verify: ## Check that the generated files and go.sum are what is checked in.
+	hack/verify.sh
+
+.PHONY: demo
+demo: build ## Show a pod running, end to end, and clean up (as root; about ten seconds after the build).
+	hack/demo.sh
+
+.PHONY: install
+install: build ## Install both binaries into $(PREFIX)/bin (DESTDIR is honoured).
+	install -D -t $(DESTDIR)$(PREFIX)/bin bin/crispd bin/crisp-init
+
+.PHONY: clean
+clean: ## Remove what was built.
+	rm -rf bin out

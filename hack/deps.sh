@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Usage: hack/deps.sh
+# Installs the Debian packages that building, testing and the demo need and that are missing, saying which.
+# Needs root only when something is missing. Go itself is not installed: Debian's is too old.
+
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+usage 0 "$@"
+
+# command → package → what for
+wanted=(
+	"git     git       version stamp"
+	"busybox busybox   the second image of tests and demo"
+	"nft     nftables  tests and the demo compare with what nft shows"
+	"ip      iproute2  tests and the demo compare with what ip shows"
+	"ps      procps    leak check"
+	"jq      jq        leak check, crictl test"
+	"lsns    util-linux leak check"
+)
+
+command -v go >/dev/null || die "go not found: install Go $(awk '/^go /{print $2}' go.mod) or newer from go.dev (Debian 12's is too old)"
+
+missing=()
+for w in "${wanted[@]}"; do
+	read -r cmd pkg why <<<"$w"
+	command -v "$cmd" >/dev/null || { say "$cmd is missing: installing $pkg ($why)"; missing+=("$pkg"); }
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+command -v apt-get >/dev/null || die "no apt-get here: install ${missing[*]} yourself"
+need_root "apt-get install ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+	apt-get update -qq
+	apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+}
