@@ -1,0 +1,241 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config is the daemon's configuration: what Defaults says, with the file's and
+// the flags' keys laid over it (source.load). The comments are what `crispd
+// config` prints. Maps and lists in the file replace the default whole, except
+// default_sysctls, whose keys are added.
+type Config struct {
+	StateRoot    string   `toml:"state_root" comment:"What survives a reboot: pods' records, images, writable layers. One crispd per directory."`
+	RunRoot      string   `toml:"run_root" comment:"What does not: sockets and journals of live pods. Must be emptied by a reboot (a tmpfs)."`
+	Socket       string   `toml:"socket" comment:"CRI socket, mode 0660, owned by root. \"\": crisp.sock in run_root."`
+	LogLevel     int      `toml:"log_level" comment:"0 what an operator must know, 2 state changes, 4 steps and timings, 5 traces"`
+	DrainTimeout Duration `toml:"drain_timeout" comment:"How long SIGTERM waits for running calls. Pods keep running in any case."`
+
+	Cgroup  CgroupConfig  `toml:"cgroup"`
+	Network NetworkConfig `toml:"network"`
+	Image   ImageConfig   `toml:"image"`
+	Runtime RuntimeConfig `toml:"runtime"`
+}
+
+// CgroupConfig says where pods' cgroups are.
+type CgroupConfig struct {
+	Driver string `toml:"driver" comment:"\"cgroupfs\". Told to the kubelet, which follows."`
+	Root   string `toml:"root" comment:"Parent of pods whose config names no cgroup_parent (crictl's); the kubelet names one."`
+}
+
+// NetworkConfig says how pods get their network.
+type NetworkConfig struct {
+	Mode     string         `toml:"mode" comment:"\"bridge\": the embedded one"`
+	Bridge   string         `toml:"bridge" comment:"Name of the bridge that is made"`
+	Table    string         `toml:"table" comment:"Name of the nftables table (family inet) that is made; no other is touched"`
+	Subnets  []netip.Prefix `toml:"subnets" comment:"Pods' addresses until the kubelet names a pod CIDR: one range of IPv4, IPv6 or both"`
+	MTU      int            `toml:"mtu" comment:"0: that of the link with the default route"`
+	NetNSDir string         `toml:"netns_dir" comment:"Where pods' network namespaces are visible to ip netns and others"`
+}
+
+// ImageConfig says how images are pulled and kept.
+type ImageConfig struct {
+	CertsDir          string   `toml:"certs_dir" comment:"Registry hosts in containerd's layout: HOST/hosts.toml, _default/hosts.toml. Read anew at every pull."`
+	KeepCompressed    bool     `toml:"keep_compressed" comment:"Keep layers' compressed blobs after unpacking (costs disk; lets images be served or pushed)"`
+	ParallelDownloads int      `toml:"parallel_downloads" comment:"Blobs of one image that are downloaded at a time"`
+	StallTimeout      Duration `toml:"stall_timeout" comment:"A pull that receives nothing for so long is given up; a slow one is not"`
+
+	MaxLayers        int  `toml:"max_layers" comment:"Limits. An image that exceeds one is refused, with the limit's name; nothing of it stays."`
+	MaxLayerSize     Size `toml:"max_layer_size" comment:"One layer, unpacked"`
+	MaxLayerFiles    int  `toml:"max_layer_files"`
+	MaxManifestBytes Size `toml:"max_manifest_size" comment:"Manifest, index or config"`
+}
+
+// RuntimeConfig says how containers are run.
+type RuntimeConfig struct {
+	InitPath            string            `toml:"init_path" comment:"The pod init. \"\": crisp-init beside crispd. Copied into sealed memory at start; replacing the file touches no running pod."`
+	DefaultCapabilities []string          `toml:"default_capabilities" comment:"Of containers that do not say otherwise; the same 14 as containerd and Docker"`
+	UnsetSeccompProfile string            `toml:"unset_seccomp_profile" comment:"For containers whose config names no seccomp profile: \"Unconfined\" or \"RuntimeDefault\""`
+	DefaultSysctls      map[string]string `toml:"default_sysctls" comment:"Of pods with their own network, unless the pod sets them"`
+}
+
+// Defaults is the configuration of an absent file.
+func Defaults() *Config {
+	return &Config{
+		StateRoot:    "/var/lib/crisp",
+		RunRoot:      "/run/crisp",
+		LogLevel:     2,
+		DrainTimeout: Duration(30 * time.Second),
+		Cgroup:       CgroupConfig{Driver: "cgroupfs", Root: "/crisp"},
+		Network: NetworkConfig{
+			Mode:     "bridge",
+			Bridge:   "crisp0",
+			Table:    "crisp",
+			Subnets:  []netip.Prefix{netip.MustParsePrefix("10.85.0.0/16"), netip.MustParsePrefix("fd63:7269:7370::/64")},
+			NetNSDir: "/run/netns",
+		},
+		Image: ImageConfig{
+			CertsDir:          "/etc/crisp/certs.d",
+			ParallelDownloads: 4,
+			StallTimeout:      Duration(2 * time.Minute),
+			MaxLayers:         127, // what containerd and Docker take, too
+			MaxLayerSize:      64 << 30,
+			MaxLayerFiles:     4_000_000,
+			MaxManifestBytes:  4 << 20,
+		},
+		Runtime: RuntimeConfig{
+			// Docker's and containerd's defaults (containerd pkg/oci/spec.go defaultUnixCaps).
+			DefaultCapabilities: []string{
+				"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
+				"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+			},
+			UnsetSeccompProfile: "Unconfined",
+			// containerd's since 2.0 (config version 3).
+			DefaultSysctls: map[string]string{
+				"net.ipv4.ip_unprivileged_port_start": "0",
+				"net.ipv4.ping_group_range":           "0 2147483647",
+			},
+		},
+	}
+}
+
+var (
+	// linkName is what the kernel takes (dev_valid_name, IFNAMSIZ 16) and a user can type.
+	linkName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`)
+	// tableName is what nft(8) takes without quotes.
+	tableName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,30}$`)
+	capName   = regexp.MustCompile(`^CAP_[A-Z_]+$`)
+	sysctlKey = regexp.MustCompile(`^[a-z0-9_]+([./][a-zA-Z0-9_-]+)+$`)
+)
+
+// Validate names every wrong key, not only the first.
+func (c *Config) Validate() error {
+	var errs []error
+	wrong := func(key string, value any, want string) {
+		errs = append(errs, fmt.Errorf("%s = %v: want %s", key, quote(value), want))
+	}
+	for key, path := range map[string]string{
+		"state_root": c.StateRoot, "run_root": c.RunRoot, "socket": c.Socket,
+		"network.netns_dir": c.Network.NetNSDir, "image.certs_dir": c.Image.CertsDir, "runtime.init_path": c.Runtime.InitPath,
+		"cgroup.root": c.Cgroup.Root,
+	} {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
+			wrong(key, path, "an absolute path without . and .., not /")
+		}
+	}
+	if within(c.StateRoot, c.RunRoot) || within(c.RunRoot, c.StateRoot) {
+		wrong("run_root", c.RunRoot, "neither state_root nor a directory above or below it")
+	}
+	// sockaddr_un.sun_path, unix(7): 108 bytes with the final NUL.
+	if len(c.Socket) > 107 {
+		wrong("socket", c.Socket, "at most 107 bytes")
+	}
+	if c.LogLevel < 0 || c.LogLevel > 10 {
+		wrong("log_level", c.LogLevel, "0 to 10")
+	}
+	if c.DrainTimeout < 0 {
+		wrong("drain_timeout", time.Duration(c.DrainTimeout), "no negative duration")
+	}
+	if c.Cgroup.Driver != "cgroupfs" {
+		wrong("cgroup.driver", c.Cgroup.Driver, `"cgroupfs"`)
+	}
+	errs = append(errs, c.Network.validate()...)
+	errs = append(errs, c.Image.validate()...)
+	errs = append(errs, c.Runtime.validate()...)
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
+}
+
+func (n *NetworkConfig) validate() (errs []error) {
+	wrong := func(key string, value any, want string) {
+		errs = append(errs, fmt.Errorf("network.%s = %v: want %s", key, quote(value), want))
+	}
+	if n.Mode != "bridge" {
+		wrong("mode", n.Mode, `"bridge"`)
+	}
+	if !linkName.MatchString(n.Bridge) {
+		wrong("bridge", n.Bridge, "a link name: at most 15 letters, digits, _ . -")
+	}
+	if !tableName.MatchString(n.Table) {
+		wrong("table", n.Table, "a table name: at most 31 letters, digits, _ . -")
+	}
+	families := map[bool]int{}
+	for _, s := range n.Subnets {
+		families[s.Addr().Is4()]++
+		switch {
+		case s.Masked() != s:
+			wrong("subnets", s, fmt.Sprintf("no host bits: %s", s.Masked()))
+		case s.Addr().Is4() && (s.Bits() < 8 || s.Bits() > 29):
+			wrong("subnets", s, "an IPv4 range from /8 to /29")
+		case s.Addr().Is6() && (s.Bits() < 48 || s.Bits() > 120):
+			wrong("subnets", s, "an IPv6 range from /48 to /120")
+		}
+	}
+	if len(n.Subnets) == 0 || families[true] > 1 || families[false] > 1 {
+		wrong("subnets", n.Subnets, "one range, or one of IPv4 and one of IPv6")
+	}
+	// 1280: RFC 8200 section 5, the least that IPv6 works with.
+	if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
+		wrong("mtu", n.MTU, "0 or 1280 to 65535")
+	}
+	return errs
+}
+
+func (i *ImageConfig) validate() (errs []error) {
+	wrong := func(key string, value any, want string) {
+		errs = append(errs, fmt.Errorf("image.%s = %v: want %s", key, quote(value), want))
+	}
+	if i.ParallelDownloads < 1 || i.ParallelDownloads > 64 {
+		wrong("parallel_downloads", i.ParallelDownloads, "1 to 64")
+	}
+	if i.StallTimeout < Duration(time.Second) {
+		wrong("stall_timeout", time.Duration(i.StallTimeout), "at least 1s")
+	}
+	for key, n := range map[string]int64{
+		"max_layers": int64(i.MaxLayers), "max_layer_size": int64(i.MaxLayerSize),
+		"max_layer_files": int64(i.MaxLayerFiles), "max_manifest_size": int64(i.MaxManifestBytes),
+	} {
+		if n < 1 {
+			wrong(key, n, "more than 0")
+		}
+	}
+	return errs
+}
+
+func (r *RuntimeConfig) validate() (errs []error) {
+	wrong := func(key string, value any, want string) {
+		errs = append(errs, fmt.Errorf("runtime.%s = %v: want %s", key, quote(value), want))
+	}
+	for _, c := range r.DefaultCapabilities {
+		if !capName.MatchString(c) {
+			wrong("default_capabilities", c, "a name like CAP_CHOWN")
+		}
+	}
+	if r.UnsetSeccompProfile != "Unconfined" && r.UnsetSeccompProfile != "RuntimeDefault" {
+		wrong("unset_seccomp_profile", r.UnsetSeccompProfile, `"Unconfined" or "RuntimeDefault"`)
+	}
+	for key := range r.DefaultSysctls {
+		if !sysctlKey.MatchString(key) {
+			wrong("default_sysctls", key, "a name like net.ipv4.ip_forward")
+		}
+	}
+	return errs
+}
+
+// within says whether path is dir or below it; both are clean.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+func quote(v any) any {
+	if s, ok := v.(string); ok {
+		return fmt.Sprintf("%q", s)
+	}
+	return v
+}
