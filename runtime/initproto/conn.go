@@ -68,6 +68,9 @@ type Conn struct {
 	raw  syscall.RawConn // of file
 	fd   int             // blocking mode
 
+	// SendTimeout bounds each Send of a connection made by NewConn; 0: no bound. Set it before use.
+	SendTimeout time.Duration
+
 	sending sync.Mutex // frames of two messages never mix
 }
 
@@ -107,6 +110,11 @@ func (c *Conn) Send(m Message) error {
 	}
 	c.sending.Lock()
 	defer c.sending.Unlock()
+	if c.SendTimeout > 0 && c.file != nil {
+		if err := c.file.SetWriteDeadline(time.Now().Add(c.SendTimeout)); err != nil {
+			return err
+		}
+	}
 	body, fds := m.Body, m.FDs
 	frame := make([]byte, 0, headerLen+min(len(body), frameBody))
 	for {

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/sys"
+)
+
+// children are the pod init's child processes. A child is registered before it can be reaped: fork and
+// reap exclude each other. Orphans that were given to us are reaped and forgotten.
+type children struct {
+	signals chan os.Signal
+	ownPID  int // descriptor of our own PID namespace, to come back to
+
+	// mu is held across clone+exec and across wait4(WNOHANG): neither waits for anybody.
+	mu    sync.Mutex
+	alive map[int]*child
+}
+
+// child is one of them. done is closed when it was reaped; status and at are valid then.
+type child struct {
+	pid    int
+	done   chan struct{}
+	status unix.WaitStatus
+	at     time.Time
+}
+
+func (c *children) init() {
+	c.alive = map[int]*child{}
+	c.signals = make(chan os.Signal, 1) // SIGCHLD says "look", it does not count
+	signal.Notify(c.signals, unix.SIGCHLD)
+	// Signals that would end us have a handler that does nothing. (Ignoring them would be inherited by every
+	// program we start: SIG_IGN survives execve, a handler does not.)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
+	var err error
+	if c.ownPID, err = unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		fatal("open own PID namespace", err)
+	}
+}
+
+// reap collects the dead, for ever.
+func (c *children) reap() {
+	for range c.signals {
+		for c.reapOne() {
+		}
+	}
+}
+
+func (c *children) reapOne() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var status unix.WaitStatus
+	pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+	if err == unix.EINTR {
+		return true
+	}
+	if err != nil || pid <= 0 {
+		return false
+	}
+	if ch := c.alive[pid]; ch != nil {
+		delete(c.alive, pid)
+		ch.status, ch.at = status, time.Now()
+		close(ch.done)
+	}
+	return true
+}
+
+// signal sends a signal to a child that is not reaped yet, so that the pid is its own.
+func (c *children) signal(pid int, sig unix.Signal) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.alive[pid] == nil {
+		return unix.ESRCH
+	}
+	return unix.Kill(pid, sig)
+}
+
+// namespace opens /proc/PID/ns/name of a child that is not reaped yet.
+func (c *children) namespace(ch *child, name string) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.alive[ch.pid] == nil {
+		return -1, unix.ESRCH
+	}
+	path := "/proc/" + itoa(ch.pid) + "/ns/" + name
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &sys.Error{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// birth says how a child is born.
+type birth struct {
+	role     string // argument of crisp-init
+	title    string // argv[0], for ps
+	clone    uintptr
+	files    [4]int // its 0–3
+	cgroupFD int    // cgroup v2 directory to be born in, -1: ours
+	pidNS    int    // PID namespace to be born in, -1: ours (or a new one, by clone)
+}
+
+// fork starts a child of ours from our own sealed binary.
+func (c *children) fork(self string, b birth) (*child, error) {
+	attr := syscall.ProcAttr{
+		// A container's init lives for milliseconds: no collector, one processor.
+		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOTRACEBACK=none"},
+		Files: []uintptr{uintptr(b.files[0]), uintptr(b.files[1]), uintptr(b.files[2]), uintptr(b.files[3])},
+		Sys:   &syscall.SysProcAttr{Cloneflags: b.clone},
+	}
+	if b.role == "reaper" {
+		attr.Env = []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
+	}
+	if b.cgroupFD >= 0 {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, b.cgroupFD
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var pid int
+	err := c.bornIn(b.pidNS, func() (err error) {
+		pid, err = syscall.ForkExec(self, []string{b.title, b.role}, &attr)
+		return err
+	})
+	if err != nil {
+		return nil, &sys.Error{Op: "clone", Path: b.role + " init", Err: err}
+	}
+	ch := &child{pid: pid, done: make(chan struct{})}
+	c.alive[pid] = ch
+	return ch, nil
+}
+
+// bornIn runs fork on a thread whose children are born in the PID namespace ns. This is the only place
+// where the pod init moves a thread; if it can't be moved back it dies.
+func (c *children) bornIn(ns int, fork func() error) error {
+	if ns < 0 {
+		return fork()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
+			runtime.UnlockOSThread() // nothing changed
+			done <- &sys.Error{Op: "setns pid", Err: err}
+			return
+		}
+		err := fork()
+		if unix.Setns(c.ownPID, unix.CLONE_NEWPID) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}

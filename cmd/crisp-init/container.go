@@ -1,0 +1,180 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/initproto"
+	"github.com/crisp-cri/crisp/runtime/sys"
+)
+
+// runContainer is a container's init until its execve. It was cloned into its own mount namespace
+// (a copy of the pod init's: a handful of mounts) and its PID namespace; network, IPC, UTS and user namespace it has by
+// birth. It speaks with the pod init only, over controlFD.
+//
+// It uses blocking system calls and never the runtime's poller: the poller's own descriptors are closed
+// with all others before execve.
+func runContainer() {
+	control := initproto.NewBlockingConn(controlFD)
+	m, err := control.Recv()
+	if err != nil {
+		fatal("receive what to run", err)
+	}
+	c, err := initproto.DecodeContainer(m.Body, len(m.FDs))
+	if err != nil {
+		giveUp(control, failed("read what to run", err))
+	}
+	giveUp(control, startContainer(c, m.FDs, control))
+}
+
+// giveUp reports a failed start and ends the process.
+func giveUp(control *initproto.Conn, s *step) {
+	if err := control.Send(s.message()); err != nil {
+		fatal(s.name, err) // the pod init is gone: stderr is the container's, and all there is
+	}
+	os.Exit(1)
+}
+
+// startContainer returns only on failure.
+func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) *step {
+	// 1. Cgroup, before anything that costs memory; the cgroup namespace only then, since its root is
+	// the cgroup one is in, cgroup_namespaces(7).
+	if s := joinCgroups(fds, c.ProcsFD, c.Procs); s != nil {
+		return s
+	}
+	if c.NewCgroupNS {
+		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+			return failed("make cgroup namespace", &sys.Error{Op: "unshare", Err: err})
+		}
+	}
+	// 2. While /proc is still the base namespace's own: the container has had no hand in it.
+	warnings, s := setOOMScoreAdj(&c.Process)
+	if s != nil {
+		return s
+	}
+	// 3. The root file system: put in place, furnished through its descriptor, entered.
+	if _, err := unix.Setsid(); err != nil {
+		return failed("start session", &sys.Error{Op: "setsid", Err: err})
+	}
+	unix.Umask(0)
+	root := fds[c.RootFD]
+	if err := attachAt(root, newRoot); err != nil {
+		return failed("mount root file system", err)
+	}
+	r := &rootfs{fd: root, devpts: -1}
+	if s := r.furnish(c, fds); s != nil {
+		return s
+	}
+	cwd, err := sys.EnsureInRoot(root, c.Process.Cwd, sys.Directory, sys.FollowInRoot)
+	if err != nil && !errors.Is(err, unix.EACCES) {
+		return failed("make working directory "+c.Process.Cwd, err)
+	}
+	if err == nil {
+		_ = unix.Close(cwd) // O_PATH; entered by path, after all descriptors are closed
+	}
+	if c.Process.Terminal {
+		if err := r.console(&c.Process, control); err != nil {
+			return failed("open terminal", err)
+		}
+	}
+	if c.RootReadonly {
+		if err := sys.SetMountAttr(root, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+			return failed("make root file system read-only", err)
+		}
+	}
+	if err := enterRoot(root); err != nil {
+		return failed("enter root file system", err)
+	}
+	// 4. The process.
+	return become(&c.Process, control, warnings)
+}
+
+// joinCgroups enters the v1 hierarchies: "0" means the writer. The daemon opened the
+// files, and the kernel checks the opener's rights (since 5.16), so that a user namespace does not matter.
+// On cgroup v2 there are none: the process was born in its cgroup.
+func joinCgroups(fds []int, first, n int) *step {
+	for i := range n {
+		if _, err := unix.Write(fds[first+i], []byte("0")); err != nil {
+			return failed("join cgroup "+strconv.Itoa(i), &sys.Error{Op: "write cgroup.procs", Err: err})
+		}
+	}
+	return nil
+}
+
+// setOOMScoreAdj writes /proc/self/oom_score_adj. Without CAP_SYS_RESOURCE the value cannot go below
+// the one we have: then it stays, with a warning.
+func setOOMScoreAdj(p *initproto.Process) (warnings []string, s *step) {
+	if !p.SetOOMScoreAdj {
+		return nil, nil
+	}
+	const path = "/proc/self/oom_score_adj"
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, failed("set oom_score_adj", &sys.Error{Op: "open", Path: path, Err: err})
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, strconv.AppendInt(nil, p.OOMScoreAdj, 10))
+	if err == unix.EACCES || err == unix.EPERM {
+		return []string{"oom_score_adj " + strconv.FormatInt(p.OOMScoreAdj, 10) + " is below what this host allows us; kept as it is"}, nil
+	}
+	if err != nil {
+		return nil, failed("set oom_score_adj", &sys.Error{Op: "write", Path: path, Err: err})
+	}
+	return nil, nil
+}
+
+// console opens a terminal in the container's own devpts, makes it stdin, stdout, stderr, controlling
+// terminal and /dev/console, and sends the master's descriptor to the pod init. Every step goes through descriptors.
+func (r *rootfs) console(p *initproto.Process, control *initproto.Conn) error {
+	if r.devpts < 0 {
+		return errors.New("the container has no devpts mount of its own")
+	}
+	peer, err := openTerminal(r.devpts, p, control)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(peer)
+	target, err := sys.EnsureInRoot(r.fd, "/dev/console", sys.RegularFile, sys.RefuseLinks)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	bind, err := sys.CloneMount(peer, "", false)
+	if err != nil {
+		return err
+	}
+	return sys.AttachMount(bind, target, "/dev/console")
+}
+
+// openTerminal makes a new terminal of the devpts instance that the directory descriptor pts leads to.
+func openTerminal(pts int, p *initproto.Process, control *initproto.Conn) (peer int, err error) {
+	master, err := sys.OpenInRoot(pts, "ptmx", unix.O_RDWR|unix.O_NOCTTY, sys.RefuseLinks)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(master)
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return -1, &sys.Error{Op: "ioctl TIOCSPTLCK", Err: err}
+	}
+	if peer, err = openPeer(master); err != nil {
+		return -1, err
+	}
+	if err := control.Send(initproto.Message{Type: initproto.TypeConsole, FDs: []int{master}}); err != nil {
+		return -1, err
+	}
+	if err := unix.Fchown(peer, int(p.UID), -1); err != nil {
+		return -1, &sys.Error{Op: "fchown terminal", Err: err}
+	}
+	for fd := range 3 {
+		if err := unix.Dup3(peer, fd, 0); err != nil {
+			return -1, &sys.Error{Op: "dup3", Err: err}
+		}
+	}
+	if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
+		return -1, &sys.Error{Op: "ioctl TIOCSCTTY", Err: err}
+	}
+	return peer, nil
+}

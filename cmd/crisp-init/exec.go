@@ -1,0 +1,67 @@
+package main
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/initproto"
+	"github.com/crisp-cri/crisp/runtime/sys"
+)
+
+// Descriptors of the message to an exec'd process's init.
+const (
+	execMountNS = iota
+	execCgroupNS
+	execFDs // cgroup.procs files follow
+)
+
+// runExec is one more process in a container until its execve. It was born in the container's PID
+// namespace; mount and cgroup namespace are entered here.
+func runExec() {
+	control := initproto.NewBlockingConn(controlFD)
+	m, err := control.Recv()
+	if err != nil {
+		fatal("receive what to run", err)
+	}
+	x, err := initproto.DecodeExec(m.Body, len(m.FDs))
+	if err != nil {
+		giveUp(control, failed("read what to run", err))
+	}
+	giveUp(control, startExec(x, m.FDs, control))
+}
+
+// startExec returns only on failure.
+func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
+	if s := joinCgroups(fds, x.ProcsFD, x.Procs); s != nil {
+		return s
+	}
+	warnings, s := setOOMScoreAdj(&x.Process)
+	if s != nil {
+		return s
+	}
+	if _, err := unix.Setsid(); err != nil {
+		return failed("start session", &sys.Error{Op: "setsid", Err: err})
+	}
+	// Threads of one process share their root and working directory until told otherwise, and a thread
+	// that shares them may not enter a mount namespace, setns(2).
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return failed("enter container", &sys.Error{Op: "unshare CLONE_FS", Err: err})
+	}
+	if err := unix.Setns(fds[execCgroupNS], unix.CLONE_NEWCGROUP); err != nil {
+		return failed("enter container", &sys.Error{Op: "setns cgroup", Err: err})
+	}
+	if err := unix.Setns(fds[execMountNS], unix.CLONE_NEWNS); err != nil {
+		return failed("enter container", &sys.Error{Op: "setns mnt", Err: err})
+	}
+	if x.Process.Terminal {
+		pts, err := sys.OpenInRoot(unix.AT_FDCWD, "/dev/pts", unix.O_PATH|unix.O_DIRECTORY, sys.RefuseLinks)
+		if err != nil {
+			return failed("open terminal", err)
+		}
+		peer, err := openTerminal(pts, &x.Process, control)
+		if err != nil {
+			return failed("open terminal", err)
+		}
+		_ = unix.Close(peer) // stdio keeps it open
+	}
+	return become(&x.Process, control, warnings)
+}

@@ -1,0 +1,60 @@
+// Command crisp-init is the process of a pod. It is started by crispd, never by hand, in one of
+// four roles (its first argument):
+//
+//	pod        the pod's first process: holds its namespaces, is the parent of its containers,
+//	           writes their logs, collects their exits (pod.go, children.go, start.go)
+//	container  a container's init, from clone to execve: mounts, user, capabilities, seccomp
+//	           (container.go, mounts.go, process.go)
+//	exec       the same for one more process in a running container (exec.go, process.go)
+//	reaper     PID 1 of a pod-wide PID namespace (reaper.go)
+//
+// It is a static binary without cgo, kept small because it runs once per pod: no fmt, no net, no
+// encoding/json. What it is told comes over runtime/initproto; who tells it is the daemon, which is
+// trusted. What it meets in a container's root file system is not.
+package main
+
+import (
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// controlFD is the descriptor of the control socket that every role but the reaper starts with.
+const controlFD = 3
+
+// The main goroutine keeps the main thread: namespaces, credentials, capabilities, seccomp and
+// no_new_privs belong to a thread, and execve(2) keeps those of the thread that calls it.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	role := ""
+	if len(os.Args) > 1 {
+		role = os.Args[1]
+	}
+	// Nobody may look into us with ptrace(2) or /proc/PID/{fd,mem,root}: between setns and execve we
+	// are visible in the container's PID namespace (CVE-2016-9962).
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		fatal("prctl PR_SET_DUMPABLE", err)
+	}
+	switch role {
+	case "pod":
+		runtime.UnlockOSThread() // this role moves no thread but in onThread
+		runPod()
+	case "container":
+		runContainer()
+	case "exec":
+		runExec()
+	case "reaper":
+		runReaper()
+	default:
+		fatal("crisp-init is started by crispd; role "+role, unix.EINVAL)
+	}
+}
+
+// fatal ends the process before it has anybody to tell; the daemon keeps the pod init's stderr
+// in the pod's run directory.
+func fatal(what string, err error) {
+	_, _ = os.Stderr.WriteString("crisp-init: " + what + ": " + err.Error() + "\n") // nowhere else to complain
+	os.Exit(1)
+}

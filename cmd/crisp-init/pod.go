@@ -1,0 +1,275 @@
+package main
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/initproto"
+	"github.com/crisp-cri/crisp/runtime/sys"
+)
+
+// selfFD is where the pod init keeps its own binary, a sealed memfd, to start its children from. It is high
+// so that no descriptor passed to a child has its number.
+const selfFD = 200
+
+// sendTimeout is how long a daemon may leave its socket full before we drop it.
+const sendTimeout = 10 * time.Second
+
+// pod is the pod init's whole state.
+type pod struct {
+	self     string // path of our own binary: /proc/self/fd/200
+	journal  int    // append-only file of exits
+	listener int
+
+	children children
+	reaper   *child // PID 1 of the shared PID namespace; nil without
+
+	// mu guards the containers' table and states, and which daemon we talk to. It is held for no
+	// system call that can wait.
+	mu         sync.Mutex
+	containers map[string]*container
+	daemon     *initproto.Conn
+}
+
+// runPod is the pod's first process. Its life holds the namespaces: it ends when the
+// daemon says Shutdown, or by a signal that nobody but the host's root can send. It ignores SIGTERM and its kin: a host that shuts
+// down stops pods through the daemon.
+func runPod() {
+	conn, err := initproto.NewConn(controlFD)
+	if err != nil {
+		fatal("control socket", err)
+	}
+	m, err := conn.Recv()
+	if err != nil {
+		fatal("receive set-up", err)
+	}
+	setup, err := initproto.DecodeSetup(m.Body)
+	if err != nil || len(m.FDs) != 2+setup.Procs {
+		fatal("read set-up", initproto.ErrMalformed)
+	}
+	p := &pod{listener: m.FDs[0], journal: m.FDs[1], containers: map[string]*container{}}
+	p.children.init()
+	if s := p.setUp(setup, m.FDs); s != nil {
+		_ = conn.Send(s.message()) // if the daemon is gone nobody waits
+		os.Exit(1)
+	}
+	go p.children.reap()
+	if setup.SharedPID {
+		if s := p.startReaper(); s != nil {
+			_ = conn.Send(s.message()) // as above
+			os.Exit(1)
+		}
+	}
+	go p.serve(conn)
+	p.accept()
+}
+
+// setUp brings the pod's namespaces into shape.
+//
+// Needs: root in the pod's user namespace. Runs on: any thread of the pod init.
+func (p *pod) setUp(s *initproto.Setup, fds []int) *step {
+	if st := joinCgroups(fds, 2, s.Procs); st != nil {
+		return st
+	}
+	for i := range s.Procs {
+		_ = unix.Close(fds[2+i]) // written, no data buffered
+	}
+	if err := setComm("crisp-init"); err != nil {
+		return failed("set name", err)
+	}
+	// Orphans of exec'd processes and of containers in the host's PID namespace come to us, not to the host's PID 1.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return failed("become subreaper", err)
+	}
+	self, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Dup3(self, selfFD, unix.O_CLOEXEC)
+		_ = unix.Close(self) // read-only
+	}
+	if err != nil {
+		return failed("open own binary", err)
+	}
+	p.self = "/proc/self/fd/" + strconv.Itoa(selfFD)
+	if !s.HostNet {
+		if err := linkUp("lo"); err != nil {
+			return failed("set lo up", err)
+		}
+	}
+	if s.Hostname != "" {
+		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
+			return failed("set hostname "+s.Hostname, err)
+		}
+	}
+	for _, kv := range s.Sysctls {
+		if err := setSysctl(kv[0], kv[1]); err != nil {
+			return failed("set sysctl "+kv[0]+"="+kv[1], err)
+		}
+	}
+	if s.ShmSize > 0 {
+		shm, err := sys.CreateMount("tmpfs", [][2]string{{"size", strconv.FormatUint(s.ShmSize, 10)}, {"mode", "1777"}},
+			unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+		if err == nil {
+			err = attachAt(shm, podShm)
+			_ = unix.Close(shm) // attached, or dissolved by this
+		}
+		if err != nil {
+			return failed("mount pod /dev/shm", err)
+		}
+	}
+	return nil
+}
+
+// setSysctl writes a sysctl of our namespaces. The daemon has checked that the key is a
+// namespaced one; dots and slashes are interchangeable, sysctl(8): a key's first separator decides.
+func setSysctl(key, value string) error {
+	path := key
+	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
+		path = strings.Map(func(r rune) rune {
+			switch r {
+			case '.':
+				return '/'
+			case '/':
+				return '.'
+			}
+			return r
+		}, key)
+	}
+	dir, err := unix.Open("/proc/sys", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &sys.Error{Op: "open", Path: "/proc/sys", Err: err}
+	}
+	defer unix.Close(dir)
+	fd, err := sys.OpenInRoot(dir, path, unix.O_WRONLY, sys.RefuseLinks)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	n, err := unix.Write(fd, []byte(value))
+	if err == nil && n < len(value) {
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return &sys.Error{Op: "write", Err: err}
+	}
+	return nil
+}
+
+// accept takes connections from daemons that start later; only the host's root reaches the
+// socket (its directory is 0700). The newest is the one we talk to.
+func (p *pod) accept() {
+	for {
+		fd, _, err := unix.Accept4(p.listener, unix.SOCK_CLOEXEC)
+		if err == unix.EINTR || err == unix.ECONNABORTED {
+			continue
+		}
+		if err != nil {
+			fatal("accept", err) // the listener is our life line: without it no daemon could ever find us
+		}
+		conn, err := initproto.NewConn(fd)
+		if err != nil {
+			continue
+		}
+		go p.serve(conn)
+	}
+}
+
+// serve talks to one daemon until it goes away or another takes its place.
+func (p *pod) serve(conn *initproto.Conn) {
+	conn.SendTimeout = sendTimeout
+	p.mu.Lock()
+	former := p.daemon
+	p.daemon = conn
+	p.mu.Unlock()
+	if former != nil {
+		_ = former.Close() // it is replaced; what it has not read is in the journal
+	}
+	ready := initproto.Started{PID: os.Getpid(), At: initproto.Version}
+	if conn.Send(initproto.Message{Type: initproto.TypeReady, Body: ready.Encode()}) == nil {
+		for {
+			m, err := conn.Recv()
+			if err != nil {
+				break
+			}
+			// Each request has a goroutine of its own, which ends with its reply: a start that hangs on a dead
+			// volume must not keep others from being stopped.
+			go p.handle(conn, m)
+		}
+	}
+	_ = conn.Close() // nothing left to say
+	p.mu.Lock()
+	if p.daemon == conn {
+		p.daemon = nil
+	}
+	p.mu.Unlock()
+}
+
+// handle answers one request.
+func (p *pod) handle(conn *initproto.Conn, m initproto.Message) {
+	defer m.Close() // what was not taken
+	reply := p.answer(&m)
+	reply.Req = m.Req
+	err := conn.Send(reply)
+	if m.Type == initproto.TypeShutdown && reply.Type == initproto.TypeDone {
+		os.Exit(0)
+	}
+	_ = err // the daemon is gone; the next one asks again
+}
+
+func (p *pod) answer(m *initproto.Message) initproto.Message {
+	switch m.Type {
+	case initproto.TypeCreate:
+		return p.create(m)
+	case initproto.TypeExec:
+		return p.exec(m)
+	case initproto.TypeList:
+		return initproto.Message{Type: initproto.TypeListing, Body: initproto.EncodeListing(p.list())}
+	case initproto.TypeShutdown:
+		return done()
+	}
+	t, err := initproto.DecodeTarget(m.Body)
+	if err != nil {
+		return failure(initproto.FailStart, "read request", err)
+	}
+	switch m.Type {
+	case initproto.TypeStart:
+		return p.start(t.ID)
+	case initproto.TypeSignal:
+		return p.signal(t.ID, unix.Signal(t.Number))
+	case initproto.TypeRemove:
+		return p.remove(t.ID)
+	case initproto.TypeReopen:
+		return p.reopen(t.ID, m)
+	}
+	return failure(initproto.FailStart, "read request of type "+strconv.Itoa(int(m.Type)), initproto.ErrMalformed)
+}
+
+func done() initproto.Message { return initproto.Message{Type: initproto.TypeDone} }
+
+func failure(kind initproto.FailKind, what string, err error) initproto.Message {
+	f := initproto.Failure{Kind: kind, Step: what}
+	if errno, ok := err.(unix.Errno); ok {
+		f.Errno = uint32(errno)
+	} else if err != nil {
+		f.Text = err.Error()
+	}
+	return initproto.Message{Type: initproto.TypeFailed, Body: f.Encode()}
+}
+
+// exited tells the daemon, if there is one. A daemon that does not read is dropped rather than waited for: it
+// finds everything in the journal and the listing when it comes back.
+func (p *pod) exited(x *initproto.Exited) {
+	p.mu.Lock()
+	conn := p.daemon
+	p.mu.Unlock()
+	if conn == nil {
+		return
+	}
+	if err := conn.Send(initproto.Message{Type: initproto.TypeExited, Body: x.Encode()}); err != nil {
+		_ = conn.Close() // serve sees it and forgets the connection
+	}
+}

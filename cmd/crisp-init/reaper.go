@@ -1,0 +1,48 @@
+package main
+
+import (
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+)
+
+// runReaper is PID 1 of the PID namespace that the containers of a `pid: POD` pod share. It reaps
+// and does nothing else. The containers can see it and, as root with CAP_KILL, signal it: the kernel
+// drops signals for a PID 1 that has no handler for them, SIGKILL from inside included
+// (pid_namespaces(7)). They can look at /proc/1: it is not dumpable, has no descriptor but the null device
+// and its root is an empty read-only directory (CVE-2019-14891 class, SEC-06).
+func runReaper() {
+	// fd 3 tells the pod init that we are ready, by being closed.
+	if err := emptyRoot(); err != nil {
+		fatal("empty root", err)
+	}
+	chld := make(chan os.Signal, 1)
+	signal.Notify(chld, unix.SIGCHLD)
+	_ = unix.Close(controlFD) // EOF is the message
+	for {
+		for {
+			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+			if err == unix.EINTR {
+				continue
+			}
+			if pid <= 0 {
+				break
+			}
+		}
+		<-chld
+	}
+}
+
+// emptyRoot makes a fresh empty tmpfs, read-only, our root. Runs on: the locked main
+// thread, in a mount namespace of our own.
+func emptyRoot() error {
+	fd, err := emptyDir()
+	if err != nil {
+		return err
+	}
+	if err := attachAt(fd, newRoot); err != nil {
+		return err
+	}
+	return enterRoot(fd)
+}

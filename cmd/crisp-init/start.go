@@ -1,0 +1,461 @@
+package main
+
+import (
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/initproto"
+	"github.com/crisp-cri/crisp/runtime/logs"
+	"github.com/crisp-cri/crisp/runtime/sys"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// container is the pod init's part of a container. The daemon decides what happens to it; here
+// is what must outlive the daemon. Guarded by pod.mu.
+type container struct {
+	id    string
+	state initproto.ContainerState
+	// msg is the Create message until the start: its descriptors are the root file system and the
+	// volumes, which exist nowhere else.
+	msg  initproto.Message
+	plan *initproto.Container
+
+	sink      *logs.Sink
+	child     *child
+	startedAt time.Time
+	stdin     *os.File // our end, nil without
+	terminal  *os.File // pty master, nil without; also in outputs
+
+	outputs []*os.File // what is copied into the log
+	copying sync.WaitGroup
+}
+
+// create takes over everything a container needs. Nothing runs yet.
+func (p *pod) create(m *initproto.Message) initproto.Message {
+	plan, err := initproto.DecodeContainer(m.Body, len(m.FDs))
+	if err != nil {
+		return failure(initproto.FailStart, "read container", err)
+	}
+	var log *os.File
+	if plan.LogFD >= 0 {
+		log = os.NewFile(uintptr(m.TakeFD(plan.LogFD)), "log")
+	}
+	c := &container{id: plan.ID, state: initproto.StateCreated, plan: plan, sink: logs.NewSink(log)}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.containers[c.id] != nil {
+		_ = c.sink.Close() // unused
+		return failure(initproto.FailState, "create container", unix.EEXIST)
+	}
+	c.msg, m.FDs = *m, nil
+	p.containers[c.id] = c
+	return done()
+}
+
+// start brings a created container to its execve.
+func (p *pod) start(id string) initproto.Message {
+	p.mu.Lock()
+	c := p.containers[id]
+	if c == nil {
+		p.mu.Unlock()
+		return failure(initproto.FailNotFound, "start container", unix.ESRCH)
+	}
+	if c.state != initproto.StateCreated {
+		p.mu.Unlock()
+		return failure(initproto.FailState, "start container", unix.EALREADY)
+	}
+	c.state = initproto.StateStarting
+	p.mu.Unlock()
+
+	reply := p.launch(c)
+
+	p.mu.Lock()
+	c.msg.Close()
+	c.msg, c.plan = initproto.Message{}, nil
+	if reply.Type == initproto.TypeFailed {
+		c.state = initproto.StateExited
+		p.mu.Unlock()
+		c.closeIO()
+		return reply
+	}
+	c.state = initproto.StateRunning
+	p.mu.Unlock()
+	return reply
+}
+
+// stdio are the two ends of a child's standard streams.
+type stdio struct {
+	child [3]int // given to it, closed by us after the fork
+	ours  [3]int // what we read and write; -1: none
+}
+
+// pipes makes stdio for a child without a terminal.
+func pipes(stdin bool) (s stdio, err error) {
+	s = stdio{child: [3]int{-1, -1, -1}, ours: [3]int{-1, -1, -1}}
+	for i := range 3 {
+		if i == 0 && !stdin {
+			// Descriptor 0 of ours is the null device. It has no state to share.
+			if s.child[0], err = unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, controlFD+1); err != nil {
+				break
+			}
+			continue
+		}
+		var fds [2]int
+		if err = unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			break
+		}
+		read, write := fds[0], fds[1]
+		s.child[i], s.ours[i] = write, read
+		if i == 0 {
+			s.child[i], s.ours[i] = read, write
+		}
+		if err = unix.SetNonblock(s.ours[i], true); err != nil {
+			break
+		}
+	}
+	if err != nil {
+		s.closeChild()
+		closeAll(s.ours[:])
+		return stdio{}, &sys.Error{Op: "make pipes", Err: err}
+	}
+	return s, nil
+}
+
+func (s *stdio) closeChild() { closeAll(s.child[:]) }
+
+func closeAll(fds []int) {
+	for i, fd := range fds {
+		if fd >= 0 {
+			_ = unix.Close(fd) // pipes and the null device: nothing buffered
+			fds[i] = -1
+		}
+	}
+}
+
+// launch clones the container's init, hands it the plan, and waits until it has become the
+// container's program or failed.
+func (p *pod) launch(c *container) initproto.Message {
+	s, err := pipes(c.plan.Stdin && !c.plan.Process.Terminal)
+	if err != nil {
+		return failure(initproto.FailStart, "make stdio", err)
+	}
+	b := birth{role: "container", title: "crisp-init: container " + short(c.id), clone: unix.CLONE_NEWNS, cgroupFD: -1, pidNS: -1}
+	if c.plan.CgroupFD >= 0 {
+		b.cgroupFD = c.msg.FDs[c.plan.CgroupFD]
+	}
+	switch c.plan.PID {
+	case initproto.PIDNew:
+		b.clone |= unix.CLONE_NEWPID
+	case initproto.PIDReaper, initproto.PIDTarget:
+		ns, err := p.pidNamespace(c.plan)
+		if err != nil {
+			s.closeChild()
+			closeAll(s.ours[:])
+			return failure(initproto.FailStart, "enter PID namespace", err)
+		}
+		defer unix.Close(ns)
+		b.pidNS = ns
+	}
+	run := initproto.Message{Type: initproto.TypeRun, Body: c.msg.Body, FDs: c.msg.FDs}
+	if c.plan.LogFD >= 0 { // taken by the sink; its place must stay filled
+		run.FDs = append([]int(nil), run.FDs...)
+		run.FDs[c.plan.LogFD] = 0
+	}
+	l, reply := p.run(b, &s, run)
+	if reply.Type == initproto.TypeFailed {
+		closeAll(s.ours[:])
+		return reply
+	}
+	c.adopt(l, &s)
+	p.mu.Lock()
+	c.child, c.startedAt = l.child, l.at
+	p.mu.Unlock()
+	go p.watch(c)
+	return reply
+}
+
+// launched is a child that has become the program it was meant to be.
+type launched struct {
+	child    *child
+	at       time.Time
+	console  int // pty master, -1 without
+	warnings []string
+}
+
+// run forks a child and speaks with it until execve. It closes the child's ends of s.
+func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.Message) {
+	ours, theirs, err := initproto.Pair()
+	if err != nil {
+		s.closeChild()
+		return nil, failure(initproto.FailStart, "make socket", err)
+	}
+	b.files = [4]int{s.child[0], s.child[1], s.child[2], theirs}
+	ch, err := p.children.fork(p.self, b)
+	_ = unix.Close(theirs) // the child has it
+	s.closeChild()
+	conn, cerr := initproto.NewConn(ours)
+	if err == nil {
+		err = cerr
+	}
+	if err != nil {
+		if cerr == nil {
+			_ = conn.Close() // nothing was said
+		}
+		return nil, failStep("clone process", err)
+	}
+	defer conn.Close()
+	l := &launched{child: ch, console: -1}
+	// A child that dies early does not read: EPIPE here, and the reason below.
+	sendErr := conn.Send(m)
+	execing := false
+	for {
+		r, err := conn.Recv()
+		if err != nil {
+			break
+		}
+		switch r.Type {
+		case initproto.TypeConsole:
+			if len(r.FDs) == 1 {
+				l.console = r.TakeFD(0)
+			}
+		case initproto.TypeDone:
+			if st, err := initproto.DecodeStarted(r.Body); err == nil {
+				l.warnings, execing = st.Warnings, true
+			}
+		case initproto.TypeFailed:
+			closeAll([]int{l.console})
+			<-ch.done
+			return nil, initproto.Message{Type: initproto.TypeFailed, Body: r.Body}
+		}
+		r.Close()
+	}
+	if !execing {
+		closeAll([]int{l.console})
+		<-ch.done
+		f := initproto.Failure{Kind: initproto.FailStart, Step: "set up process"}
+		switch {
+		case ch.status.Signaled():
+			f.Text = "the init was killed by signal " + itoa(int(ch.status.Signal())) + " before it could run the command"
+			if ch.status.Signal() == unix.SIGKILL {
+				f.Errno = uint32(unix.ENOMEM) // nobody else kills it: the memory limit did
+			}
+		case sendErr != nil:
+			f.Text = sendErr.Error()
+		default:
+			f.Text = "the init ended with status " + itoa(ch.status.ExitStatus()) + " before it could run the command"
+		}
+		return nil, initproto.Message{Type: initproto.TypeFailed, Body: f.Encode()}
+	}
+	l.at = time.Now()
+	started := initproto.Started{PID: ch.pid, At: l.at.UnixNano(), Warnings: l.warnings}
+	return l, initproto.Message{Type: initproto.TypeStarted, Body: started.Encode()}
+}
+
+// failStep reports an error of ours that may be a *sys.Error.
+func failStep(what string, err error) initproto.Message { return failed(what, err).message() }
+
+// adopt takes over our ends of a started container's streams and begins to log.
+func (c *container) adopt(l *launched, s *stdio) {
+	if l.console >= 0 {
+		closeAll(s.ours[:])
+		_ = unix.SetNonblock(l.console, true) // F_SETFL on a descriptor we own
+		c.terminal = os.NewFile(uintptr(l.console), "terminal")
+		c.copy(c.terminal, logs.Stdout)
+		return
+	}
+	if s.ours[0] >= 0 {
+		c.stdin = os.NewFile(uintptr(s.ours[0]), "stdin")
+	}
+	c.copy(os.NewFile(uintptr(s.ours[1]), "stdout"), logs.Stdout)
+	c.copy(os.NewFile(uintptr(s.ours[2]), "stderr"), logs.Stderr)
+}
+
+// watch waits for the end of a running container: journal first, then what is left of the output,
+// then the event.
+func (p *pod) watch(c *container) {
+	<-c.child.done
+	x := initproto.Exited{ContainerID: c.id, Status: uint32(c.child.status), At: c.child.at.UnixNano()}
+	for {
+		_, err := unix.Write(p.journal, initproto.JournalLine(&x))
+		if err != unix.EINTR {
+			break // a full run root: the listing still has it
+		}
+	}
+	c.drain()
+	p.mu.Lock()
+	c.state = initproto.StateExited
+	p.mu.Unlock()
+	p.exited(&x)
+}
+
+// signal sends a signal to a container's first process.
+func (p *pod) signal(id string, sig unix.Signal) initproto.Message {
+	p.mu.Lock()
+	c := p.containers[id]
+	var ch *child
+	if c != nil {
+		ch = c.child
+	}
+	p.mu.Unlock()
+	if c == nil {
+		return failure(initproto.FailNotFound, "signal container", unix.ESRCH)
+	}
+	if ch == nil {
+		return failure(initproto.FailState, "signal container", unix.ESRCH)
+	}
+	if err := p.children.signal(ch.pid, sig); err != nil {
+		return failure(initproto.FailState, "signal container", err)
+	}
+	return done()
+}
+
+// remove forgets a container that does not run.
+func (p *pod) remove(id string) initproto.Message {
+	p.mu.Lock()
+	c := p.containers[id]
+	if c != nil && c.state != initproto.StateCreated && c.state != initproto.StateExited {
+		p.mu.Unlock()
+		return failure(initproto.FailState, "remove container", unix.EBUSY)
+	}
+	delete(p.containers, id)
+	p.mu.Unlock()
+	if c != nil {
+		c.msg.Close()
+		c.closeIO()
+	}
+	return done()
+}
+
+// reopen gives a container's log a new file.
+func (p *pod) reopen(id string, m *initproto.Message) initproto.Message {
+	p.mu.Lock()
+	c := p.containers[id]
+	p.mu.Unlock()
+	if c == nil {
+		return failure(initproto.FailNotFound, "reopen log", unix.ESRCH)
+	}
+	if len(m.FDs) != 1 {
+		return failure(initproto.FailStart, "reopen log", initproto.ErrMalformed)
+	}
+	if err := c.sink.Swap(os.NewFile(uintptr(m.TakeFD(0)), "log")); err != nil {
+		return failStep("reopen log", err)
+	}
+	return done()
+}
+
+// list is for a daemon that comes back.
+func (p *pod) list() []initproto.ContainerInfo {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := make([]initproto.ContainerInfo, 0, len(p.containers))
+	for _, c := range p.containers {
+		i := initproto.ContainerInfo{ID: c.id, State: c.state}
+		if c.child != nil {
+			i.PID, i.StartedAt = c.child.pid, c.startedAt.UnixNano()
+			if c.state == initproto.StateExited {
+				i.Status, i.ExitedAt = uint32(c.child.status), c.child.at.UnixNano()
+			}
+		}
+		st := c.sink.Stats()
+		i.LogBytes, i.LogDropped = st.Bytes, st.Dropped
+		l = append(l, i)
+	}
+	return l
+}
+
+// exec runs one more process in a running container.
+func (p *pod) exec(m *initproto.Message) initproto.Message {
+	x, err := initproto.DecodeExec(m.Body, len(m.FDs))
+	if err != nil {
+		return failure(initproto.FailStart, "read exec", err)
+	}
+	p.mu.Lock()
+	c := p.containers[x.ContainerID]
+	running := c != nil && c.state == initproto.StateRunning
+	p.mu.Unlock()
+	if c == nil {
+		return failure(initproto.FailNotFound, "exec", unix.ESRCH)
+	}
+	if !running {
+		return failure(initproto.FailState, "exec", unix.ESRCH)
+	}
+	var ns [3]int // pid, mnt, cgroup
+	for i, name := range []string{"pid", "mnt", "cgroup"} {
+		if ns[i], err = p.children.namespace(c.child, name); err != nil {
+			closeAll(ns[:i])
+			return failure(initproto.FailState, "exec: the container has exited", err)
+		}
+	}
+	defer closeAll(ns[:])
+	b := birth{role: "exec", title: "crisp-init: exec in " + short(c.id), cgroupFD: -1, pidNS: ns[0]}
+	if x.CgroupFD >= 0 {
+		b.cgroupFD = m.FDs[x.CgroupFD]
+	}
+	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], execFDs: 0}
+	for i := range x.Procs {
+		fds = append(fds, m.FDs[x.ProcsFD+i])
+	}
+	inner := *x
+	inner.CgroupFD, inner.ProcsFD = -1, execFDs+1
+	s := stdio{child: [3]int{m.TakeFD(0), m.TakeFD(1), m.TakeFD(2)}, ours: [3]int{-1, -1, -1}}
+	l, reply := p.run(b, &s, initproto.Message{Type: initproto.TypeRun, Body: inner.Encode(), FDs: fds})
+	if reply.Type == initproto.TypeFailed {
+		return reply
+	}
+	closeAll([]int{l.console}) // terminals of exec'd processes come with streaming
+	go func() {
+		<-l.child.done
+		p.exited(&initproto.Exited{ContainerID: x.ContainerID, ExecID: x.ExecID, Status: uint32(l.child.status), At: l.child.at.UnixNano()})
+	}()
+	return reply
+}
+
+// startReaper makes the PID namespace that the pod's containers share.
+func (p *pod) startReaper() *step {
+	ours, theirs, err := initproto.Pair()
+	if err != nil {
+		return failed("start reaper", err)
+	}
+	ch, err := p.children.fork(p.self, birth{
+		role: "reaper", title: "crisp-init: reaper", clone: unix.CLONE_NEWPID | unix.CLONE_NEWNS,
+		files: [4]int{0, 0, 0, theirs}, cgroupFD: -1, pidNS: -1,
+	})
+	_ = unix.Close(theirs) // the child has it
+	defer unix.Close(ours)
+	if err != nil {
+		return failed("start reaper", err)
+	}
+	// EOF: it has its empty root and its handlers, or it is dead.
+	if _, err := initproto.NewBlockingConn(ours).Recv(); err != io.EOF {
+		return failed("start reaper", err)
+	}
+	p.reaper = ch
+	return nil
+}
+
+// pidNamespace opens the PID namespace that a container shares.
+func (p *pod) pidNamespace(plan *initproto.Container) (int, error) {
+	ch := p.reaper
+	if plan.PID == initproto.PIDTarget {
+		p.mu.Lock()
+		t := p.containers[plan.TargetID]
+		if t != nil {
+			ch = t.child
+		} else {
+			ch = nil
+		}
+		p.mu.Unlock()
+	}
+	if ch == nil {
+		return -1, unix.ESRCH
+	}
+	return p.children.namespace(ch, "pid")
+}
+
+func short(id string) string { return id[:min(len(id), 12)] }

@@ -1,0 +1,195 @@
+package spawn
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/sys"
+)
+
+// imageFD is the lowest number for the sealed image's descriptor: the fork of Go's
+// syscall package moves low descriptors out of the way of the child's own and would close it.
+const imageFD = 100
+
+// sealImage copies the crisp-init binary into a memfd that nobody can write to. Replacing the file on
+// disk never touches running pods, and a container that gets hold of /proc/PID/exe finds a
+// sealed file (CVE-2019-5736).
+func sealImage(path string) (*os.File, error) {
+	src, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	fd, err := unix.MemfdCreate("crisp-init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
+	if err == unix.EINVAL { // before Linux 6.3 there is no MFD_EXEC and every memfd is executable
+		fd, err = unix.MemfdCreate("crisp-init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	w := os.NewFile(uintptr(fd), "crisp-init")
+	defer w.Close()
+	if _, err := io.Copy(w, src); err != nil {
+		return nil, err
+	}
+	// Open it anew, read-only: an executable that is open for writing gives ETXTBSY.
+	ro, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open memfd", err)
+	}
+	defer unix.Close(ro)
+	high, err := unix.FcntlInt(uintptr(ro), unix.F_DUPFD_CLOEXEC, imageFD)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		unix.Close(high)
+		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
+	}
+	return os.NewFile(uintptr(high), "crisp-init"), nil
+}
+
+const mfdExec = 0x10 // MFD_EXEC, Linux 6.3
+
+// thread is the one locked thread that lives in the base mount namespace: pod inits
+// are cloned from it. Work is done one piece at a time, which costs nothing: forks exclude each other in
+// package syscall anyway.
+type thread struct {
+	work chan func()
+	gone chan struct{}
+}
+
+// startThread makes the base mount namespace and the thread in it.
+//
+// The namespace has a read-only tmpfs as root and in it: an unmasked /proc and /sys (a user
+// namespace may mount its own only where it sees a whole one), /root and /shm, two empty mount points. A pod
+// init gets a copy of it, a container a copy of that: starting one costs three mounts, not the
+// host's thousands.
+//
+// Needs: CAP_SYS_ADMIN. Undo: the namespace goes with the thread and the last pod.
+func startThread(scratch string) (*thread, error) {
+	t := &thread{work: make(chan func()), gone: make(chan struct{})}
+	ready := make(chan error, 1)
+	go func() {
+		defer close(t.gone)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := enterBase(scratch)
+		ready <- err
+		if err != nil {
+			return
+		}
+		for f := range t.work {
+			f()
+		}
+	}()
+	if err := <-ready; err != nil {
+		<-t.gone
+		return nil, fmt.Errorf("make base mount namespace: %w", err)
+	}
+	return t, nil
+}
+
+// do runs f on the thread and waits for it.
+func (t *thread) do(f func()) {
+	done := make(chan struct{})
+	t.work <- func() { defer close(done); f() }
+	<-done
+}
+
+func (t *thread) close() {
+	close(t.work)
+	<-t.gone
+}
+
+// enterBase moves the calling thread. Runs on: a locked thread that is never unlocked.
+func enterBase(scratch string) error {
+	if err := os.MkdirAll(scratch, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	// Nothing mounted here may travel back to the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return os.NewSyscallError("mount --make-rprivate /", err)
+	}
+	root, err := sys.CreateMount("tmpfs", [][2]string{{"size", "64k"}, {"mode", "0555"}}, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	for _, dir := range []string{"proc", "sys", "root", "shm"} {
+		if err := unix.Mkdirat(root, dir, 0o555); err != nil {
+			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+		}
+	}
+	if err := attach(root, unix.AT_FDCWD, scratch); err != nil {
+		return err
+	}
+	const flags = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	for _, fs := range [][2]string{{"proc", "proc"}, {"sysfs", "sys"}} {
+		fd, err := sys.CreateMount(fs[0], nil, flags)
+		if err != nil {
+			return err
+		}
+		err = attach(fd, root, fs[1])
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	if err := sys.SetMountAttr(root, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return err
+	}
+	if err := unix.Fchdir(root); err != nil {
+		return os.NewSyscallError("fchdir", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return os.NewSyscallError("pivot_root", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return os.NewSyscallError("umount old root", err)
+	}
+	return os.NewSyscallError("chdir", unix.Chdir("/"))
+}
+
+func attach(fd, dir int, path string) error {
+	target, err := unix.Openat(dir, path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(target)
+	return sys.AttachMount(fd, target, path)
+}
+
+// clonePod clones a pod init from the thread: born in its namespaces, a copy of the base mount
+// namespace and, on cgroup v2, its cgroup.
+func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*os.File, flags uintptr, cgroup *os.File) (pid, pidfd int, err error) {
+	pidfd = -1
+	attr := &syscall.ProcAttr{
+		Env:   env,
+		Files: []uintptr{files[0].Fd(), files[1].Fd(), files[2].Fd(), files[3].Fd()},
+		Sys:   &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd, Setsid: true},
+	}
+	if cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cgroup.Fd())
+	}
+	path := filepath.Join("/proc/self/fd", fmt.Sprint(image.Fd()))
+	t.do(func() { pid, err = syscall.ForkExec(path, []string{title, "pod"}, attr) })
+	if err != nil {
+		return 0, -1, &sys.Error{Op: "clone pod init", Err: err}
+	}
+	if pidfd < 0 { // the kernel gave none with clone (before 5.2): only we can reap it, so the pid is its own
+		if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+			return pid, -1, os.NewSyscallError("pidfd_open", err)
+		}
+	}
+	return pid, pidfd, nil
+}

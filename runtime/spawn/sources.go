@@ -1,0 +1,274 @@
+package spawn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/crisp-cri/crisp/runtime/sys"
+)
+
+// openSources opens every mount of a plan as a detached mount and returns the plan's encoding.
+//
+// Needs: CAP_SYS_ADMIN. Undo: closing the descriptors. Trust: the paths come from the kubelet; what they lead to is
+// resolved once, here, and never again by name (CVE-2021-25741).
+func openSources(ctx context.Context, c *compiled) (body []byte, fds []int, err error) {
+	type result struct {
+		fds []int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() { // may hang on a dead network mount, in the kernel: then it is left alone
+		fds, err := c.open()
+		select {
+		case <-ctx.Done():
+			closeFDs(fds)
+			fds = nil
+			err = context.Cause(ctx)
+		default:
+		}
+		done <- result{fds, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			closeFDs(r.fds)
+			return nil, nil, r.err
+		}
+		return c.plan.Encode(), r.fds, nil
+	case <-ctx.Done():
+		go func() { closeFDs((<-done).fds) }() // owned by the hanging opener
+		return nil, nil, fmt.Errorf("open mount sources (is one on a dead network mount?): %w", context.Cause(ctx))
+	}
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+func (c *compiled) open() (fds []int, err error) {
+	for i := range c.sources {
+		s := &c.sources[i]
+		fd, isFile, err := s.open()
+		if err != nil {
+			closeFDs(fds)
+			if s.mount < 0 {
+				return nil, fmt.Errorf("open %s for masked paths: %w", s.path, err)
+			}
+			return nil, fmt.Errorf("mount %s: open source %s: %w", c.plan.Mounts[s.mount].Target, s.path, err)
+		}
+		fds = append(fds, fd)
+		if s.mount >= 0 {
+			c.plan.Mounts[s.mount].File = isFile
+		}
+	}
+	return fds, nil
+}
+
+// open makes a detached mount of the source, with its attributes and propagation.
+func (s *source) open() (fd int, isFile bool, err error) {
+	fd, err = sys.CloneMount(unix.AT_FDCWD, s.path, s.recursive)
+	if err != nil {
+		return -1, false, unwrapErrno(err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+			fd = -1
+		}
+	}()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fd, false, os.NewSyscallError("fstat", err)
+	}
+	if s.mount < 0 && (st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3)) {
+		return fd, false, errors.New("is not the null device (character device 1:3)")
+	}
+	if s.propagation != unix.MS_PRIVATE {
+		if err := s.checkPropagation(fd); err != nil {
+			return fd, false, err
+		}
+	}
+	// A clone of a shared mount is in its peer group already; MS_SHARED would make a private one shared with nobody.
+	if s.propagation != unix.MS_SHARED {
+		if err := sys.SetMountAttr(fd, s.propagateBelow, unix.MountAttr{Propagation: s.propagation}); err != nil {
+			return fd, false, unwrapErrno(err)
+		}
+	}
+	if s.attr != 0 {
+		attr := unix.MountAttr{Attr_set: s.attr}
+		if s.attr&(unix.MOUNT_ATTR_NOATIME|unix.MOUNT_ATTR_STRICTATIME) != 0 {
+			attr.Attr_clr = unix.MOUNT_ATTR__ATIME
+		}
+		if err := sys.SetMountAttr(fd, s.readonlyRecursive, attr); err != nil {
+			if s.readonlyRecursive && (errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)) {
+				return fd, false, fmt.Errorf("recursive read-only mount: %w", ErrUnsupported)
+			}
+			return fd, false, unwrapErrno(err)
+		}
+	}
+	return fd, st.Mode&unix.S_IFMT != unix.S_IFDIR, nil
+}
+
+// checkPropagation: mounts can travel only through a shared mount (HostToContainer: or one that is
+// itself a slave), mount_namespaces(7).
+func (s *source) checkPropagation(fd int) error {
+	infos, err := mountinfo.GetMounts(mountinfo.ParentsFilter(s.path))
+	if err != nil {
+		return err
+	}
+	var of *mountinfo.Info // the innermost, and of those stacked the last
+	for _, i := range infos {
+		if of == nil || len(i.Mountpoint) >= len(of.Mountpoint) {
+			of = i
+		}
+	}
+	if of == nil {
+		return errors.New("its mount is not in /proc/self/mountinfo")
+	}
+	shared := strings.Contains(of.Optional, "shared:")
+	slave := strings.Contains(of.Optional, "master:")
+	if s.propagation == unix.MS_SHARED && !shared {
+		return fmt.Errorf("%w: bidirectional propagation needs a shared mount, but %s is not", ErrInvalid, of.Mountpoint)
+	}
+	if s.propagation == unix.MS_SLAVE && !shared && !slave {
+		return fmt.Errorf("%w: propagation from the host needs a shared or slave mount, but %s is neither", ErrInvalid, of.Mountpoint)
+	}
+	return nil
+}
+
+// unwrapErrno drops the name of the system call and a path that the caller says anyway.
+func unwrapErrno(err error) error {
+	var e *sys.Error
+	if errors.As(err, &e) {
+		return os.NewSyscallError(e.Op, e.Err)
+	}
+	return err
+}
+
+// warn logs what a start went on without.
+func warn(ctx context.Context, id string, warnings []string) {
+	for _, w := range warnings {
+		klog.FromContext(ctx).Info("Container started with less than was asked for", "containerID", id, "warning", w)
+	}
+}
+
+// MountRootfs makes the overlay of a container as a detached mount; it can be mounted once
+// only (volatile). Closing the descriptor undoes it.
+//
+// Lower directories are given by descriptor, not by path: no length limit, and nothing on the way can change. Needs:
+// CAP_SYS_ADMIN.
+func (s *Spawner) MountRootfs(ctx context.Context, r RootfsArgs) (*os.File, error) {
+	if len(r.Lower) == 0 {
+		return nil, fmt.Errorf("%w: an overlay needs a lower layer", ErrInvalid)
+	}
+	var opened []*os.File
+	defer func() {
+		for _, f := range opened {
+			f.Close()
+		}
+	}()
+	byFD := func(path string) (string, error) {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		opened = append(opened, os.NewFile(uintptr(fd), path))
+		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	}
+	var options [][2]string
+	for _, l := range r.Lower {
+		p, err := byFD(l)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, [2]string{"lowerdir+", p})
+	}
+	for _, d := range [][2]string{{"upperdir", r.Upper}, {"workdir", r.Work}} {
+		p, err := byFD(d[1])
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, [2]string{d[0], p})
+	}
+	options = append(options, [2]string{"volatile", ""})
+	fd, err := sys.CreateMount("overlay", options, 0)
+	if err != nil && errors.Is(err, unix.EINVAL) && !lowerdirPlus() {
+		fd, err = s.mountOverlayOld(options)
+	}
+	if err != nil {
+		return nil, explainOverlay(err)
+	}
+	return os.NewFile(uintptr(fd), "rootfs"), nil
+}
+
+// explainOverlay adds advice where the errno misleads.
+func explainOverlay(err error) error {
+	switch {
+	case errors.Is(err, unix.ELOOP):
+		return fmt.Errorf("%w (a layer is itself on an overlay, or two layers overlap)", err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w (the writable layer is in use by another mount)", err)
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("%w (this kernel has no overlay file system)", err)
+	}
+	return err
+}
+
+// lowerdirPlus: the kernel takes lower layers one by one (Linux 6.7). Probed by an option
+// of a context that is thrown away.
+func lowerdirPlus() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
+}
+
+// mountOverlayOld is the path for kernels without lowerdir+: mount(2), whose options must fit one page, in the base
+// mount namespace, then a detached clone of it.
+//
+// Runs on: the base thread. Undo: closing the descriptor.
+func (s *Spawner) mountOverlayOld(options [][2]string) (int, error) {
+	var lowers, rest []string
+	for _, o := range options {
+		switch {
+		case o[0] == "lowerdir+":
+			lowers = append(lowers, o[1])
+		case o[1] == "":
+			rest = append(rest, o[0])
+		default:
+			rest = append(rest, o[0]+"="+o[1])
+		}
+	}
+	data := "lowerdir=" + strings.Join(lowers, ":") + "," + strings.Join(rest, ",")
+	if len(data) >= os.Getpagesize() {
+		return -1, fmt.Errorf("%w: %d layers do not fit the mount options of this kernel", ErrUnsupported, len(lowers))
+	}
+	fd := -1
+	var err error
+	s.thread.do(func() {
+		if err = unix.Mount("overlay", baseScratch, "overlay", 0, data); err != nil {
+			err = &sys.Error{Op: "mount", Path: "overlay", Err: err}
+			return
+		}
+		fd, err = sys.CloneMount(unix.AT_FDCWD, baseScratch, false)
+		if uerr := unix.Unmount(baseScratch, unix.MNT_DETACH); uerr != nil && err == nil {
+			unix.Close(fd)
+			fd, err = -1, &sys.Error{Op: "umount", Path: baseScratch, Err: uerr}
+		}
+	})
+	return fd, err
+}
+
+// baseScratch is a mount point of the base mount namespace: that of containers' roots, empty there.
+const baseScratch = "/root"
