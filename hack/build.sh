@@ -4,6 +4,7 @@
 # VERSION overrides the stamp (for source archives without .git).
 
 set -euo pipefail
+# shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage "[01]" "$@"
 

@@ -4,6 +4,7 @@
 # Needs root only when something is missing. Go itself is not installed: Debian's is too old.
 
 set -euo pipefail
+# shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage 0 "$@"
 

@@ -3,6 +3,7 @@
 # Runs every fuzz target of the module for TIME each (default 20s; go test -fuzz runs one at a time).
 
 set -euo pipefail
+# shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage "[01]" "$@"
 

@@ -1,7 +1,8 @@
+# shellcheck shell=bash
 # Sourced by the scripts of this folder: where the tree is, and how they speak. Not to be run.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"
+cd "$root" || exit 1
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }

@@ -10,6 +10,7 @@
 # Import arrows are a test: test/arrows.
 
 set -euo pipefail
+# shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage 0 "$@"
 

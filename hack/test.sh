@@ -6,6 +6,7 @@
 # A skip that test/expected-skips.txt does not list is a failure.
 
 set -euo pipefail
+# shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage "[1-9]*" "$@"
 

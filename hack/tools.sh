@@ -4,6 +4,7 @@
 # Quick when nothing changed: it is then only a look into Go's build cache.
 
 set -euo pipefail
+# shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage 0 "$@"
 

@@ -4,6 +4,7 @@
 # Works on the index of a clean checkout; refuses a tree with changes, which it could not tell from its own.
 
 set -euo pipefail
+# shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage 0 "$@"
 

@@ -183,8 +183,8 @@ func listFDs([]string) error {
 	}
 	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name()))
-		if err != nil || strings.HasPrefix(target, "anon_inode:[event") || strings.HasSuffix(target, "/fd") {
-			continue // the directory just read, or Go's own poller
+		if err != nil || strings.HasPrefix(target, "anon_inode:[event") || strings.HasSuffix(target, "/fd") || strings.HasPrefix(filepath.Base(target), "cpu.") {
+			continue // the directory just read, or Go's own: its poller, the cgroup files behind GOMAXPROCS
 		}
 		fmt.Printf("%s %s\n", e.Name(), target)
 	}

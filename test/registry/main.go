@@ -1,0 +1,70 @@
+// Command registry serves the images of package images from loopback, plain
+// HTTP, until SIGTERM or SIGINT. It prints one line per image, then "ready".
+//
+//	registry [-listen 127.0.0.1:5000] [-payload FILE] [-certs-d DIR]
+//
+// With -certs-d it also writes a hosts.toml that sends every registry's names here.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/crisp-cri/crisp/test/images"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "registry:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	listen := flag.String("listen", "127.0.0.1:0", "address; port 0: any")
+	payload := flag.String("payload", "", "the payload binary; none: it is built")
+	certs := flag.String("certs-d", "", "directory for _default/hosts.toml")
+	flag.Parse()
+
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+
+	reg, err := images.Serve(*listen)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	if *payload == "" {
+		dir, err := os.MkdirTemp("", "crisp-payload-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		if *payload, err = images.BuildPayload(dir); err != nil {
+			return err
+		}
+	}
+	busybox, err := images.Busybox()
+	if err != nil {
+		return err
+	}
+	for _, im := range []*images.Image{images.Payload(*payload), busybox} {
+		if err := im.Push(reg.Host); err != nil {
+			return err
+		}
+		for _, n := range im.Names {
+			fmt.Printf("%s/%s\n", reg.Host, n)
+		}
+	}
+	if *certs != "" {
+		if err := images.WriteDefaultHosts(*certs, reg.Host); err != nil {
+			return err
+		}
+	}
+	fmt.Println("ready")
+	<-stop
+	return nil
+}
