@@ -117,6 +117,9 @@ func (c *children) fork(self string, b birth) (*child, error) {
 	}
 	if b.role == "reaper" {
 		attr.Env = []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
+		// It dies with us. The signal comes at the death of the thread that forked: our caller has the main thread,
+		// which lives as long as the process.
+		attr.Sys.Pdeathsig = syscall.SIGKILL
 	}
 	if b.cgroupFD >= 0 {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, b.cgroupFD

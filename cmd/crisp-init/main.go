@@ -37,9 +37,13 @@ func main() {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		fatal("prctl PR_SET_DUMPABLE", err)
 	}
+	unix.CloseOnExec(controlFD) // it was passed to us, and to nobody after us: its EOF means execve or death
+	// A memfd's name is the number it was started by; ps(1) shall show ours.
+	if err := setComm("crisp-init"); err != nil {
+		fatal("prctl PR_SET_NAME", err)
+	}
 	switch role {
 	case "pod":
-		runtime.UnlockOSThread() // this role moves no thread but in onThread
 		runPod()
 	case "container":
 		runContainer()

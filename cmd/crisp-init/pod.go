@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,6 +66,7 @@ func runPod() {
 			os.Exit(1)
 		}
 	}
+	runtime.UnlockOSThread() // from here on only children.bornIn moves a thread
 	go p.serve(conn)
 	p.accept()
 }
@@ -78,9 +80,6 @@ func (p *pod) setUp(s *initproto.Setup, fds []int) *step {
 	}
 	for i := range s.Procs {
 		_ = unix.Close(fds[2+i]) // written, no data buffered
-	}
-	if err := setComm("crisp-init"); err != nil {
-		return failed("set name", err)
 	}
 	// Orphans of exec'd processes and of containers in the host's PID namespace come to us, not to the host's PID 1.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {

@@ -1,0 +1,384 @@
+package spawn
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// built holds crisp-init and the payload, compiled once for the package's root tests.
+var built struct{ dir, init, payload string }
+
+func TestMain(m *testing.M) {
+	code := 1
+	defer func() { os.Exit(code) }()
+	if os.Geteuid() == 0 {
+		dir, err := os.MkdirTemp("", "crisp-spawn-")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		built.dir, built.init, built.payload = dir, filepath.Join(dir, "crisp-init"), filepath.Join(dir, "payload")
+		build(built.init, "github.com/crisp-cri/crisp/cmd/crisp-init")
+		build(built.payload, "github.com/crisp-cri/crisp/test/payload")
+	}
+	code = m.Run()
+}
+
+func build(out, pkg string) {
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	if strings.Contains(pkg, "/test/") {
+		cmd = exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, ".")
+		cmd.Dir = "../../test/payload"
+	}
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if flags := os.Getenv("CRISP_TEST_BUILDFLAGS"); flags != "" {
+		cmd.Env = append(cmd.Env, "GOFLAGS="+flags)
+	}
+	if b, err := cmd.CombinedOutput(); err != nil {
+		panic(string(b))
+	}
+}
+
+// host is a Spawner with what its tests need; everything ends with the test.
+type host struct {
+	*Spawner
+	t   *testing.T
+	dir string
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes namespaces and mounts")
+	}
+	dir := t.TempDir()
+	s, err := New(built.init, filepath.Join(dir, "scratch"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &host{s, t, dir}
+}
+
+func newID() string {
+	b := make([]byte, 32)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+type testPod struct {
+	*Pod
+	h     *host
+	exits chan Exit
+}
+
+func (h *host) pod(change func(*PodArgs)) *testPod {
+	h.t.Helper()
+	id := newID()
+	a := PodArgs{ID: id, Title: "test/" + h.t.Name(), Hostname: "pod-host", RunDir: filepath.Join(h.dir, "run", id)}
+	if err := os.MkdirAll(a.RunDir, 0o700); err != nil {
+		h.t.Fatal(err)
+	}
+	if change != nil {
+		change(&a)
+	}
+	p := &testPod{h: h, exits: make(chan Exit, 16)}
+	var err error
+	if p.Pod, err = h.StartPod(h.ctx(), a, func(x Exit) { p.exits <- x }); err != nil {
+		h.t.Fatalf("StartPod: %v", err)
+	}
+	h.t.Cleanup(func() {
+		infos, err := p.List(context.Background())
+		if err == nil {
+			for _, i := range infos {
+				if i.State == InitRunning {
+					_ = p.Signal(context.Background(), i.ID, unix.SIGKILL)
+					<-p.exits
+				}
+			}
+		}
+		if err := p.Shutdown(context.Background()); err != nil {
+			h.t.Error(err)
+		}
+		p.Close()
+	})
+	return p
+}
+
+func (h *host) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	h.t.Cleanup(cancel)
+	return ctx
+}
+
+// lower is a layer with the payload as /bin/payload.
+func (h *host) lower() string {
+	h.t.Helper()
+	dir := filepath.Join(h.dir, "lower")
+	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := os.Link(built.payload, filepath.Join(dir, "bin/payload")); err != nil && !errors.Is(err, os.ErrExist) {
+		h.t.Fatal(err)
+	}
+	return dir
+}
+
+func exampleSpec(args ...string) *specs.Spec {
+	caps := []string{"CAP_CHOWN", "CAP_KILL"}
+	return &specs.Spec{
+		Root: &specs.Root{},
+		Process: &specs.Process{
+			Args: args, Cwd: "/", Env: []string{"PATH=/bin"},
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/shm", Type: "bind", Source: ShmSource},
+			{Destination: "/dev/mqueue", Type: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/sys", Type: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces:    []specs.LinuxNamespace{{Type: specs.CgroupNamespace}},
+			MaskedPaths:   []string{"/proc/kcore", "/proc/acpi", "/proc/scsi", "/proc/timer_list", "/nowhere"},
+			ReadonlyPaths: []string{"/proc/sys", "/proc/bus"},
+			Devices:       []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}},
+		},
+	}
+}
+
+// create makes a container and returns its id and log file.
+func (p *testPod) create(spec *specs.Spec, change func(*ContainerArgs)) (id, log string) {
+	p.h.t.Helper()
+	id = newID()
+	dir := filepath.Join(p.h.dir, id)
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			p.h.t.Fatal(err)
+		}
+	}
+	root, err := p.h.MountRootfs(p.h.ctx(), RootfsArgs{Lower: []string{p.h.lower()}, Upper: upper, Work: work})
+	if err != nil {
+		p.h.t.Fatalf("MountRootfs: %v", err)
+	}
+	defer root.Close()
+	log = filepath.Join(dir, "log")
+	f, err := os.Create(log)
+	if err != nil {
+		p.h.t.Fatal(err)
+	}
+	defer f.Close()
+	a := ContainerArgs{ID: id, Spec: spec, Rootfs: root, Log: f}
+	if change != nil {
+		change(&a)
+	}
+	if err := p.Create(p.h.ctx(), a); err != nil {
+		p.h.t.Fatalf("Create: %v", err)
+	}
+	return id, log
+}
+
+// run starts a container, waits for its end and returns what it wrote.
+func (p *testPod) run(spec *specs.Spec, change func(*ContainerArgs)) (Exit, string) {
+	p.h.t.Helper()
+	id, log := p.create(spec, change)
+	if _, _, err := p.Start(p.h.ctx(), id); err != nil {
+		p.h.t.Fatalf("Start: %v", err)
+	}
+	x := <-p.exits
+	if x.ContainerID != id {
+		p.h.t.Fatalf("exit of %s, want %s", x.ContainerID, id)
+	}
+	b, err := os.ReadFile(log)
+	if err != nil {
+		p.h.t.Fatal(err)
+	}
+	return x, string(b)
+}
+
+func TestContainerRunsAndIsLogged(t *testing.T) {
+	p := newHost(t).pod(nil)
+	x, out := p.run(exampleSpec("payload", "echo", "hello"), nil)
+	if x.Code != 0 || !strings.Contains(out, "hello") {
+		t.Errorf("got exit %+v and log %q, want 0 and hello", x, out)
+	}
+}
+
+func TestExitCodesAndSignals(t *testing.T) {
+	p := newHost(t).pod(nil)
+	if x, out := p.run(exampleSpec("/bin/payload", "exit", "7"), nil); x.Code != 7 || x.Signal != 0 {
+		t.Errorf("got %+v, log %q, want code 7", x, out)
+	}
+	id, _ := p.create(exampleSpec("/bin/payload", "sleep", "1000"), nil)
+	if _, _, err := p.Start(p.h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Signal(p.h.ctx(), id, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if x := <-p.exits; x.Code != 137 || x.Signal != 9 {
+		t.Errorf("got %+v, want code 137 by signal 9", x)
+	}
+}
+
+func TestStartErrorsNameTheStep(t *testing.T) {
+	p := newHost(t).pod(nil)
+	tests := []struct {
+		name   string
+		change func(*specs.Spec)
+		want   error
+		text   string
+	}{
+		{"missing program", func(s *specs.Spec) { s.Process.Args = []string{"/bin/none"} }, unix.ENOENT, `exec "/bin/none"`},
+		{"not in PATH", func(s *specs.Spec) { s.Process.Args = []string{"none"} }, unix.ENOENT, "executable file not found in $PATH"},
+		{"not executable", func(s *specs.Spec) { s.Process.Args = []string{"/bin"} }, unix.EACCES, `exec "/bin"`},
+		{"working directory is a file", func(s *specs.Spec) { s.Process.Cwd = "/bin/payload/x" }, unix.ENOTDIR, "working directory /bin/payload/x"},
+		{"working directory through a descriptor", func(s *specs.Spec) { s.Process.Cwd = "/proc/self/fd/7" }, nil, "working directory /proc/self/fd/7"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			spec := exampleSpec("payload", "true")
+			tt.change(spec)
+			id, _ := p.create(spec, nil)
+			_, _, err := p.Start(p.h.ctx(), id)
+			var se *StartError
+			if !errors.As(err, &se) || tt.want != nil && !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want a StartError with %q and %v", err, tt.text, tt.want)
+			}
+			if err := p.Remove(p.h.ctx(), id); err != nil {
+				t.Errorf("Remove: %v", err)
+			}
+		})
+	}
+}
+
+func TestExecRunsInTheContainer(t *testing.T) {
+	p := newHost(t).pod(nil)
+	spec := exampleSpec("/bin/payload", "sleep", "1000")
+	id, _ := p.create(spec, nil)
+	if _, _, err := p.Start(p.h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	for _, code := range []string{"0", "3"} {
+		proc := *spec.Process
+		proc.Args = []string{"payload", "exit", code}
+		x, err := p.Exec(p.h.ctx(), ExecArgs{ContainerID: id, ExecID: "e" + code, Process: &proc})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := x.Wait(p.h.ctx())
+		if err != nil || got != int(code[0]-'0') {
+			t.Errorf("got %d, %v, want %s", got, err, code)
+		}
+	}
+	proc := *spec.Process
+	proc.Args = []string{"none"}
+	if _, err := p.Exec(p.h.ctx(), ExecArgs{ContainerID: id, ExecID: "e", Process: &proc}); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("got %v, want ENOENT", err)
+	}
+}
+
+func TestAttachFindsContainersAndExitsAgain(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(nil)
+	dead, _ := p.create(exampleSpec("/bin/payload", "exit", "5"), nil)
+	alive, _ := p.create(exampleSpec("/bin/payload", "sleep", "1000"), nil)
+	for _, id := range []string{dead, alive} {
+		if _, _, err := p.Start(h.ctx(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-p.exits
+	again := make(chan Exit, 16)
+	q, err := h.Attach(h.ctx(), p.Handle(), func(x Exit) { again <- x })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	if x := <-again; x.ContainerID != dead || x.Code != 5 {
+		t.Errorf("got %+v, want the exit of %s with 5", x, dead)
+	}
+	infos, err := q.List(h.ctx())
+	if err != nil || len(infos) != 2 {
+		t.Fatalf("got %v, %v, want two containers", infos, err)
+	}
+	for _, i := range infos {
+		if want := map[string]InitState{dead: InitExited, alive: InitRunning}[i.ID]; i.State != want {
+			t.Errorf("container %s: got state %d, want %d", i.ID, i.State, want)
+		}
+	}
+	bad := p.Handle()
+	bad.StartTime++
+	if _, err := h.Attach(h.ctx(), bad, func(Exit) {}); !errors.Is(err, ErrGone) {
+		t.Errorf("another process with that pid: got %v, want ErrGone", err)
+	}
+}
+
+func TestPodDeathIsSeen(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(nil)
+	if err := unix.Kill(p.PID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if _, err := p.List(h.ctx()); !errors.Is(err, ErrGone) {
+		t.Errorf("got %v, want ErrGone", err)
+	}
+	if _, err := h.Attach(h.ctx(), p.Handle(), func(Exit) {}); !errors.Is(err, ErrGone) {
+		t.Errorf("Attach: got %v, want ErrGone", err)
+	}
+}
+
+func TestSharedPIDNamespace(t *testing.T) {
+	p := newHost(t).pod(func(a *PodArgs) { a.SharedPID = true })
+	shared := func(a *ContainerArgs) { a.PID = PIDPod }
+	_, out := p.run(exampleSpec("/bin/payload", "cat", "/proc/1/comm"), shared)
+	if !strings.Contains(out, "crisp-init") {
+		t.Errorf("PID 1 is %q, want the reaper", out)
+	}
+}
+
+func BenchmarkPod(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root")
+	}
+	dir := b.TempDir()
+	s, err := New(built.init, filepath.Join(dir, "scratch"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	for b.Loop() {
+		id := newID()
+		a := PodArgs{ID: id, Title: "bench/pod", Hostname: "pod-host", RunDir: filepath.Join(dir, "run", id)}
+		if err := os.MkdirAll(a.RunDir, 0o700); err != nil {
+			b.Fatal(err)
+		}
+		p, err := s.StartPod(context.Background(), a, func(x Exit) {})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		p.Shutdown(context.Background())
+		p.Close()
+		b.StartTimer()
+	}
+}
