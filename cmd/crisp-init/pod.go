@@ -228,6 +228,7 @@ func (p *pod) answer(m *initproto.Message) initproto.Message {
 	case initproto.TypeList:
 		return initproto.Message{Type: initproto.TypeListing, Body: initproto.EncodeListing(p.list())}
 	case initproto.TypeShutdown:
+		p.stopReaper()
 		return done()
 	}
 	t, err := initproto.DecodeTarget(m.Body)

@@ -439,6 +439,16 @@ func (p *pod) startReaper() *step {
 	return nil
 }
 
+// stopReaper ends the shared PID namespace, with all that is left in it, and waits: else the dead reaper would be
+// left to the host's PID 1.
+func (p *pod) stopReaper() {
+	if p.reaper == nil {
+		return
+	}
+	_ = p.children.signal(p.reaper.pid, unix.SIGKILL) // ESRCH: dead already
+	<-p.reaper.done
+}
+
 // pidNamespace opens the PID namespace that a container shares.
 func (p *pod) pidNamespace(plan *initproto.Container) (int, error) {
 	ch := p.reaper

@@ -150,7 +150,7 @@ func (c *Conn) sendFrame(frame, oob []byte) error {
 		return err != unix.EAGAIN
 	})
 	if werr != nil {
-		return werr
+		return closedOr(werr)
 	}
 	return err
 }
@@ -206,9 +206,17 @@ func (c *Conn) recvFrame() (frame []byte, fds []int, err error) {
 		return err != unix.EAGAIN
 	})
 	if rerr != nil {
-		return nil, nil, rerr
+		return nil, nil, closedOr(rerr)
 	}
 	return frame, fds, err
+}
+
+// closedOr turns the poller's own error for a closed file, which has no name outside package os, into os.ErrClosed.
+func closedOr(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return os.ErrClosed
 }
 
 func recvmsg(fd int) ([]byte, []int, error) {

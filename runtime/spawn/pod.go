@@ -392,10 +392,23 @@ func (p *Pod) List(ctx context.Context) ([]ContainerInfo, error) {
 	return l, nil
 }
 
+// politeTime is how long a pod init may take to end by itself.
+const politeTime = 2 * time.Second
+
 // Shutdown ends the pod init and waits for its death. Containers must be dead before: in a PID namespace of
 // their own they would outlive it.
 func (p *Pod) Shutdown(ctx context.Context) error {
-	// A kill, not a request: the init holds nothing that wants to be written, and it may be stuck.
+	// Asked first, so that it can end and reap its reaper; an init that does not answer is killed.
+	polite, cancel := context.WithTimeout(ctx, politeTime)
+	_, err := p.call(polite, initproto.Message{Type: initproto.TypeShutdown})
+	cancel()
+	if err == nil {
+		select { // it exits right after its reply
+		case <-p.proc.done:
+			return nil
+		case <-ctx.Done():
+		}
+	}
 	if err := p.proc.kill(); err != nil {
 		return err
 	}

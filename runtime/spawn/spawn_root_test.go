@@ -307,12 +307,13 @@ func TestAttachFindsContainersAndExitsAgain(t *testing.T) {
 		}
 	}
 	<-p.exits
+	p.Close() // the former daemon is gone
 	again := make(chan Exit, 16)
 	q, err := h.Attach(h.ctx(), p.Handle(), func(x Exit) { again <- x })
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer q.Close()
+	p.Pod, p.exits = q, again // what the clean-up talks to
 	if x := <-again; x.ContainerID != dead || x.Code != 5 {
 		t.Errorf("got %+v, want the exit of %s with 5", x, dead)
 	}
@@ -325,7 +326,7 @@ func TestAttachFindsContainersAndExitsAgain(t *testing.T) {
 			t.Errorf("container %s: got state %d, want %d", i.ID, i.State, want)
 		}
 	}
-	bad := p.Handle()
+	bad := q.Handle()
 	bad.StartTime++
 	if _, err := h.Attach(h.ctx(), bad, func(Exit) {}); !errors.Is(err, ErrGone) {
 		t.Errorf("another process with that pid: got %v, want ErrGone", err)
