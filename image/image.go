@@ -5,29 +5,30 @@ package image
 
 import (
 	"context"
-	"errors"
 	"time"
 
+	"github.com/crisp-cri/crisp/image/fault"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Sentinels; every error of this package wraps one of them or is the host's
-// (or our) fault.
+// (or our) fault. Their texts and precise meanings are in package fault, which
+// the sub-packages share.
 var (
 	// ErrNotFound is returned when no image of the store matches, or the registry has no such manifest.
-	ErrNotFound = errors.New("image not found")
+	ErrNotFound = fault.NotFound
 	// ErrInvalidReference is returned for a reference, digest or user that cannot be parsed.
-	ErrInvalidReference = errors.New("invalid image reference")
+	ErrInvalidReference = fault.InvalidReference
 	// ErrUnauthorized is returned when the registry refuses the credentials.
-	ErrUnauthorized = errors.New("registry refused the credentials")
+	ErrUnauthorized = fault.Unauthorized
 	// ErrRegistryUnavailable is returned when no registry host could be reached or all answered 5xx/429.
-	ErrRegistryUnavailable = errors.New("registry unavailable")
+	ErrRegistryUnavailable = fault.Unavailable
 	// ErrCorrupt is returned when content does not match its digest, size, diffID or media type.
-	ErrCorrupt = errors.New("image content is corrupt")
+	ErrCorrupt = fault.Corrupt
 	// ErrLimit is returned when an image exceeds a configured limit; the text names limit and value.
-	ErrLimit = errors.New("image exceeds a limit")
+	ErrLimit = fault.Limit
 	// ErrUnsupported is returned for a platform, media type or compression we do not know.
-	ErrUnsupported = errors.New("unsupported image")
+	ErrUnsupported = fault.Unsupported
 )
 
 // Auth are the credentials of one pull (CRI AuthConfig). They are sent only to
