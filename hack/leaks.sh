@@ -16,7 +16,7 @@ found=$({
 	grep -F "$tag" /proc/self/mountinfo | cut -d' ' -f5,9- | sed 's/^/mount /'
 	ip -o link show | awk -F': ' '{print $2}' | grep -F "$tag" | sed 's/^/link /'
 	ip -o link show | grep -F "master " | grep -F "$tag" | awk -F': ' '{print "link " $2}'
-	ls /run/netns 2>/dev/null | grep -F "$tag" | sed 's/^/netns /'
+	find /run/netns -mindepth 1 -name "*$tag*" -printf "netns %f\n" 2>/dev/null
 	nft list tables 2>/dev/null | grep -F "$tag" | sed 's/^/nft /'
 	find /sys/fs/cgroup -type d -name "*$tag*" 2>/dev/null | sed 's/^/cgroup /'
 	# Not this script and who called it.

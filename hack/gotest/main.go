@@ -126,7 +126,7 @@ func summarise(r io.Reader, w io.Writer, expected expectation) summary {
 		line, err := lines.ReadBytes('\n')
 		var e event
 		if len(line) > 0 && json.Unmarshal(line, &e) != nil {
-			w.Write(line) // not JSON: go's own complaint
+			fmt.Fprintf(w, "%s", line) // not JSON: go's own complaint
 		}
 		if err != nil {
 			return sum

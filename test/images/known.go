@@ -71,9 +71,7 @@ func Busybox() (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the busybox image: %w", err)
 	}
-	for _, l := range libs {
-		files = append(files, l)
-	}
+	files = append(files, libs...)
 	return &Image{
 		Names:  []string{"e2e-test-images/busybox:1.29-2", "docker/library/busybox:1"},
 		Layers: [][]File{files},

@@ -72,15 +72,18 @@ type host struct {
 
 // Run asks every question, in order. The error is about the probing itself (no
 // directory to work in), never about a missing feature.
-func Run(paths Paths) ([]Finding, error) {
+func Run(paths Paths) (findings []Finding, err error) {
 	scratch, err := os.MkdirTemp(existing(paths.StateRoot), ".crisp-check-")
 	if err != nil {
 		return nil, fmt.Errorf("cannot probe the host: %w", err)
 	}
-	defer os.RemoveAll(scratch)
+	defer func() {
+		if rerr := os.RemoveAll(scratch); err == nil && rerr != nil {
+			err = fmt.Errorf("cannot clean up after probing: %w", rerr)
+		}
+	}()
 	h := &host{Paths: paths, scratch: scratch}
 
-	var findings []Finding
 	for _, p := range probes() {
 		a := p.ask(h)
 		f := Finding{Group: p.Group, Name: p.Name, Need: p.Need, Verdict: a.Verdict, Detail: a.Detail}

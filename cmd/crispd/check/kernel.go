@@ -185,7 +185,7 @@ func askIDMap(h *host) Answer {
 	if err != nil {
 		return unknown("clone(CLONE_NEWUSER): %v", err)
 	}
-	defer child.end()
+	defer func() { _ = child.end() }() // its end is not the question
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", child.process.Pid))
 	if err != nil {
 		return unknown("%v", err)
