@@ -1,16 +1,13 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-
-	"context"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,67 +61,15 @@ func makePodCgroup(root string, memory, pids int64) (parent string, err error) {
 	return parent, nil
 }
 
-// ourCgroups are all cgroup directories that carry the tag, deepest first.
-func ourCgroups(tag string) (dirs []string) {
-	_ = filepath.WalkDir(cgroupRoot, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && strings.Contains(path, "crisp-demo-"+tag) {
-			dirs = append(dirs, path)
-		}
-		return nil // a cgroup that vanished meanwhile is no leftover
-	})
-	slices.Reverse(dirs)
-	return dirs
-}
-
-func removeCgroups(tag string) error {
-	var errs []error
-	for _, dir := range ourCgroups(tag) {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// remember notes the processes of the pod and crispd.
-func (w *world) remember(daemon int) {
-	pids := []int{daemon}
-	for _, dir := range ourCgroups(w.tag) {
-		data, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs")) // gone: none in it
-		for _, f := range strings.Fields(string(data)) {
-			if pid, err := strconv.Atoi(f); err == nil {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	for _, pid := range pids {
-		w.pids[pid] = startTime(pid)
-	}
-}
-
-// startTime is field 22 of /proc/PID/stat, "" when there is no such process. With the pid it names a process for ever.
-func startTime(pid int) string {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	after := string(data[strings.LastIndexByte(string(data), ')')+1:])
-	f := strings.Fields(after) // from field 3
-	if len(f) < 20 || f[0] == "Z" {
-		return ""
-	}
-	return f[19]
-}
-
 func (p *pod) showCgroups(context.Context) error {
-	base := controllerDir("memory", p.cgroups+"/pod")
+	base := controllerDir("memory", p.Cgroups+"/pod")
 	rows := [][]string{{"cgroup", "memory", "of", "tasks", "of", "cpu", "is"}}
 	err := filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return err
 		}
 		below := strings.TrimPrefix(path, base)
-		cgroup := p.cgroups + "/pod" + below
+		cgroup := p.Cgroups + "/pod" + below
 		name := "pod"
 		if below != "" {
 			name = strings.Repeat("  ", strings.Count(below, "/")) + short(filepath.Base(below))

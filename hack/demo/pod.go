@@ -12,12 +12,13 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crisp-cri/crisp/test/node"
 )
 
 // pod is the demo's pod and what is known of it.
 type pod struct {
-	*world
-	cri   client
+	*node.Node
 	steps *stopwatch
 	image string
 
@@ -32,16 +33,20 @@ const (
 	podPids   = 64
 )
 
+func (p *pod) start(ctx context.Context) error {
+	return p.steps.time("start crispd", func() error { return p.Node.Start(ctx) })
+}
+
 // up does what a kubelet does to bring up a pod of two containers.
-func (p *pod) up(ctx context.Context, undo *undoList) error {
-	version, err := p.cri.Version(ctx, &runtimeapi.VersionRequest{})
+func (p *pod) up(ctx context.Context) error {
+	version, err := p.CRI.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {
 		return err
 	}
-	out.note("%s %s speaks CRI %s on %s", version.RuntimeName, version.RuntimeVersion, version.RuntimeApiVersion, p.socket)
+	out.note("%s %s speaks CRI %s on %s", version.RuntimeName, version.RuntimeVersion, version.RuntimeApiVersion, p.Socket)
 
 	err = p.steps.time("pull image", func() error {
-		_, err := p.cri.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: p.image}})
+		_, err := p.CRI.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: p.image}})
 		return err
 	})
 	if err != nil {
@@ -49,16 +54,15 @@ func (p *pod) up(ctx context.Context, undo *undoList) error {
 	}
 
 	// As the kubelet: the pod's cgroup, with the sum of its containers' limits, is there first.
-	parent, err := makePodCgroup(p.cgroups, podMemory, podPids)
+	parent, err := makePodCgroup(p.Cgroups, podMemory, podPids)
 	if err != nil {
 		return err
 	}
-	undo.add("the pod's cgroup", func(context.Context) error { return removeCgroups(p.tag) })
 
 	p.config = &runtimeapi.PodSandboxConfig{
-		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "demo", Namespace: "crisp-demo", Uid: p.tag},
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "demo", Namespace: "crisp-demo", Uid: p.Tag},
 		Hostname:     "demo",
-		LogDirectory: p.logs,
+		LogDirectory: p.LogDir,
 		DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{"192.0.2.53"}, Searches: []string{"example.org"}},
 		Labels:       map[string]string{"app": "demo"},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
@@ -66,16 +70,15 @@ func (p *pod) up(ctx context.Context, undo *undoList) error {
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
 		},
 	}
-	undo.add("pod", func(ctx context.Context) error { return p.remove(ctx) })
 	err = p.steps.time("run pod sandbox", func() error {
-		r, err := p.cri.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
+		r, err := p.CRI.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
 		p.id = r.GetPodSandboxId()
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	status, err := p.cri.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
+	status, err := p.CRI.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
 	if err != nil {
 		return err
 	}
@@ -104,7 +107,7 @@ func (p *pod) container(ctx context.Context, name string, memory int64, args ...
 		},
 	}
 	err = p.steps.time("create container "+name, func() error {
-		r, err := p.cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
+		r, err := p.CRI.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
 		id = r.GetContainerId()
 		return err
 	})
@@ -112,7 +115,7 @@ func (p *pod) container(ctx context.Context, name string, memory int64, args ...
 		return "", err
 	}
 	err = p.steps.time("start container "+name, func() error {
-		_, err := p.cri.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+		_, err := p.CRI.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
 		return err
 	})
 	return id, err
@@ -120,7 +123,7 @@ func (p *pod) container(ctx context.Context, name string, memory int64, args ...
 
 // exec runs the payload in a container and returns its standard output.
 func (p *pod) exec(ctx context.Context, container string, verb ...string) (string, error) {
-	r, err := p.cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: append([]string{"/payload"}, verb...), Timeout: 10})
+	r, err := p.CRI.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: append([]string{"/payload"}, verb...), Timeout: 10})
 	if err != nil {
 		return "", err
 	}
@@ -132,21 +135,25 @@ func (p *pod) exec(ctx context.Context, container string, verb ...string) (strin
 
 // down stops and removes the pod and the image.
 func (p *pod) down(ctx context.Context) error {
+	p.Remember()
 	steps := []struct {
 		name string
 		do   func() error
 	}{
 		{"stop container web", func() error {
-			_, err := p.cri.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: p.web, Timeout: 5})
+			_, err := p.CRI.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: p.web, Timeout: 5})
 			return err
 		}},
 		{"stop pod sandbox", func() error {
-			_, err := p.cri.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
+			_, err := p.CRI.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
 			return err
 		}},
-		{"remove pod sandbox", func() error { return p.remove(ctx) }},
+		{"remove pod sandbox", func() error {
+			_, err := p.CRI.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
+			return err
+		}},
 		{"remove image", func() error {
-			_, err := p.cri.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: p.image}})
+			_, err := p.CRI.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: p.image}})
 			return err
 		}},
 	}
@@ -156,15 +163,6 @@ func (p *pod) down(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// remove is safe to call twice: unknown pods are no error in the CRI.
-func (p *pod) remove(ctx context.Context) error {
-	if p.id == "" {
-		return nil
-	}
-	_, err := p.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
-	return err
 }
 
 // show prints the point of it all.
@@ -307,7 +305,7 @@ func (p *pod) showIPC(ctx context.Context) error {
 
 func (p *pod) showLogs(context.Context) error {
 	for name, want := range map[string]string{"web": "listening on", "other": "other is here"} {
-		path := filepath.Join(p.logs, name+".log")
+		path := filepath.Join(p.LogDir, name+".log")
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return err
