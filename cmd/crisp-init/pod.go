@@ -213,6 +213,7 @@ func (p *pod) handle(conn *initproto.Conn, m initproto.Message) {
 	reply := p.answer(&m)
 	reply.Req = m.Req
 	err := conn.Send(reply)
+	reply.Close()
 	if m.Type == initproto.TypeShutdown && reply.Type == initproto.TypeDone {
 		os.Exit(0)
 	}

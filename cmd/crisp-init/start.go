@@ -408,7 +408,9 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	if reply.Type == initproto.TypeFailed {
 		return reply
 	}
-	closeAll([]int{l.console}) // terminals of exec'd processes come with streaming
+	if l.console >= 0 { // the daemon serves this terminal; it ends with the daemon
+		reply.FDs = []int{l.console}
+	}
 	go func() {
 		<-l.child.done
 		p.exited(&initproto.Exited{ContainerID: x.ContainerID, ExecID: x.ExecID, Status: uint32(l.child.status), At: l.child.at.UnixNano()})

@@ -96,8 +96,8 @@ func (p *Pod) read(conn *initproto.Conn) {
 			conn = p.reconnect(conn)
 			continue
 		}
-		m.Close() // nothing comes with descriptors yet
 		if m.Type == initproto.TypeExited {
+			m.Close() // comes with none
 			if x, err := initproto.DecodeExited(m.Body); err == nil {
 				p.exited(x)
 			}
@@ -106,10 +106,12 @@ func (p *Pod) read(conn *initproto.Conn) {
 		p.mu.Lock()
 		ch := p.waiting[m.Req]
 		delete(p.waiting, m.Req)
-		p.mu.Unlock()
 		if ch != nil {
-			ch <- m
+			ch <- m // cap 1, one reply: never waits. Under the lock, so that a caller who gives up finds it or has been forgotten
+		} else {
+			m.Close() // its caller is gone
 		}
+		p.mu.Unlock()
 	}
 }
 
@@ -285,6 +287,14 @@ func (p *Pod) call(ctx context.Context, m initproto.Message) (initproto.Message,
 		}
 		return r, nil
 	case <-ctx.Done():
+		p.mu.Lock()
+		delete(p.waiting, m.Req)
+		p.mu.Unlock()
+		select {
+		case r := <-ch: // it came in between
+			r.Close()
+		default:
+		}
 		return initproto.Message{}, context.Cause(ctx)
 	}
 }
@@ -422,6 +432,9 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 
 // Exec is a process that was started in a container.
 type Exec struct {
+	// Terminal is the master of the process's terminal; nil without one. The caller closes it.
+	Terminal *os.File
+
 	pid  int
 	exit chan initproto.Exited
 	done <-chan struct{}
@@ -447,9 +460,18 @@ func (p *Pod) Exec(ctx context.Context, a ExecArgs) (*Exec, error) {
 		p.mu.Lock()
 		delete(p.execs, a.ExecID)
 		p.mu.Unlock()
+		r.Close()
 		return nil, err
 	}
-	return &Exec{pid: s.PID, exit: exit, done: p.proc.done}, nil
+	e := &Exec{pid: s.PID, exit: exit, done: p.proc.done}
+	if len(r.FDs) == 1 {
+		fd := r.TakeFD(0)
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return nil, os.NewSyscallError("fcntl terminal", err)
+		}
+		e.Terminal = os.NewFile(uintptr(fd), "terminal")
+	}
+	return e, nil
 }
 
 // PID of the process, in the host's PID namespace. It may be gone.

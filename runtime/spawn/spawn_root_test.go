@@ -383,3 +383,88 @@ func BenchmarkPod(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkContainer measures create + start of a container in a running pod, without cgroups.
+func BenchmarkContainer(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root")
+	}
+	dir := b.TempDir()
+	s, err := New(built.init, filepath.Join(dir, "scratch"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	ctx := context.Background()
+	exits := make(chan Exit, 1)
+	run := filepath.Join(dir, "run")
+	lower := filepath.Join(dir, "lower")
+	os.MkdirAll(run, 0o700)
+	os.MkdirAll(filepath.Join(lower, "bin"), 0o755)
+	if err := os.Link(built.payload, filepath.Join(lower, "bin/payload")); err != nil {
+		b.Fatal(err)
+	}
+	p, err := s.StartPod(ctx, PodArgs{ID: newID(), Title: "bench/container", Hostname: "h", RunDir: run}, func(x Exit) { exits <- x })
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Close()
+	defer p.Shutdown(ctx)
+	var create, start time.Duration
+	for b.Loop() {
+		id := newID()
+		upper, work := filepath.Join(dir, id, "u"), filepath.Join(dir, id, "w")
+		os.MkdirAll(upper, 0o755)
+		os.MkdirAll(work, 0o755)
+		t0 := time.Now()
+		root, err := s.MountRootfs(ctx, RootfsArgs{Lower: []string{lower}, Upper: upper, Work: work})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := p.Create(ctx, ContainerArgs{ID: id, Spec: exampleSpec("/bin/payload", "true"), Rootfs: root}); err != nil {
+			b.Fatal(err)
+		}
+		root.Close()
+		t1 := time.Now()
+		if _, _, err := p.Start(ctx, id); err != nil {
+			b.Fatal(err)
+		}
+		create += t1.Sub(t0)
+		start += time.Since(t1)
+		<-exits
+		if err := p.Remove(ctx, id); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(create.Microseconds())/float64(b.N), "µs/create")
+	b.ReportMetric(float64(start.Microseconds())/float64(b.N), "µs/start")
+}
+
+func TestTerminals(t *testing.T) {
+	p := newHost(t).pod(nil)
+	spec := exampleSpec("/bin/payload", "stat", "/dev/console", "/proc/self/fd/0")
+	spec.Process.Terminal = true
+	if x, out := p.run(spec, nil); x.Code != 0 || !strings.Contains(out, "/dev/pts/0") {
+		t.Errorf("got %+v, log %q, want stdin to be /dev/pts/0", x, out)
+	}
+	spec = exampleSpec("/bin/payload", "sleep", "1000")
+	id, _ := p.create(spec, nil)
+	if _, _, err := p.Start(p.h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	proc := *spec.Process
+	proc.Args, proc.Terminal = []string{"payload", "echo", "hello"}, true
+	x, err := p.Exec(p.h.ctx(), ExecArgs{ContainerID: id, ExecID: "tty", Process: &proc})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Terminal.Close()
+	b := make([]byte, 100)
+	n, _ := x.Terminal.Read(b)
+	if string(b[:n]) != "hello\r\n" {
+		t.Errorf("got %q from the terminal, want hello", b[:n])
+	}
+	if code, err := x.Wait(p.h.ctx()); code != 0 || err != nil {
+		t.Errorf("got %d, %v, want 0", code, err)
+	}
+}
