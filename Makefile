@@ -68,6 +68,10 @@ verify: ## Check that the generated files and go.sum are what is checked in.
 demo: build ## Show a pod running, end to end, and clean up (as root; about ten seconds after the build).
 	hack/demo.sh
 
+.PHONY: bench
+bench: build ## Measure pods against the bare system calls, and peers if bench-peers built them (as root; BENCH="-n 100").
+	hack/bench.sh $(BENCH)
+
 .PHONY: install
 install: build ## Install both binaries into $(PREFIX)/bin (DESTDIR is honoured).
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/crispd bin/crisp-init

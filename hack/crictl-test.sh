@@ -23,7 +23,7 @@ finish() {
 	[ -z "$registry_pid" ] || { kill -TERM "$registry_pid" && wait "$registry_pid"; } 2>/dev/null
 	# By design the bridge and the table outlive crispd, for the pods that may run; none does here.
 	ip link del "crisp-$tag" 2>/dev/null
-	nft delete table inet "crisp_$tag" 2>/dev/null
+	for family in inet bridge; do nft delete table $family "crisp_$tag" 2>/dev/null; done
 	find /sys/fs/cgroup -depth -type d -path "*crisp-$tag*" -exec rmdir {} + 2>/dev/null
 	if [ $status != 0 ] || [ $failed != 0 ]; then
 		say "the end of crispd's log:"
@@ -195,8 +195,8 @@ crispd_pid=""
 kill -TERM $registry_pid
 wait $registry_pid || die "the registry ended with status $?"
 registry_pid=""
-leaks=$(hack/leaks.sh "$tag" | grep -vxE "link crisp-$tag|nft table inet crisp_$tag|cgroup /sys/fs/cgroup(/[a-z_,]+)?/crisp-$tag" || true)
-leaks+=$(find "$work/state" -xdev -type f ! -name lock -path '*pod*' -printf 'file %p\n'; ls -A "$run/netns" 2>/dev/null | sed 's/^/netns /')
+leaks=$(hack/leaks.sh "$tag" | grep -vxE "link crisp-$tag|nft table (inet|bridge) crisp_$tag|cgroup /sys/fs/cgroup(/[a-z_,]+)?/crisp-$tag" || true)
+leaks+=$(find "$work/state" -xdev -type f ! -name lock -path '*pod*' -printf 'file %p\n'; find "$run/netns" -mindepth 1 -printf 'netns %f\n')
 if [ -n "$leaks" ]; then
 	printf 'FAIL  leaks:\n%s\n' "$leaks"
 	failed=$((failed + 1))

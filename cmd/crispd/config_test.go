@@ -58,7 +58,7 @@ func TestLoad(t *testing.T) {
 		{"flag over file", `state_root = "/srv/crisp"`, []string{"--state-root", "/srv/other"}, func(c *Config) bool { return c.StateRoot == "/srv/other" }},
 		{"socket follows run root", `run_root = "/run/other"`, nil, func(c *Config) bool { return c.Socket == "/run/other/crisp.sock" }},
 		{"duration", "[image]\nstall_timeout = \"90s\"", nil, func(c *Config) bool { return c.Image.StallTimeout == Duration(90*time.Second) }},
-		{"size", "[image]\nmax_layer_size = \"3GiB\"", nil, func(c *Config) bool { return c.Image.MaxLayerSize == 3<<30 }},
+		{"size", "[image]\nmax_image_size = \"3GiB\"", nil, func(c *Config) bool { return c.Image.MaxImageSize == 3<<30 }},
 		{"lists replace", "[runtime]\ndefault_capabilities = [\"CAP_KILL\"]", nil, func(c *Config) bool {
 			return len(c.Runtime.DefaultCapabilities) == 1 && c.Runtime.DefaultCapabilities[0] == "CAP_KILL"
 		}},
@@ -95,7 +95,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"wrong type", "[network]\nmtu = \"big\"", nil, []string{"line 2", "mtu"}},
 		{"not TOML", "state_root = /srv", nil, []string{"line 1"}},
 		{"duration", "drain_timeout = \"soon\"", nil, []string{"line 1", "soon"}},
-		{"size", "[image]\nmax_layer_size = \"3GB\"", nil, []string{"line 2", "512MiB"}},
+		{"size", "[image]\nmax_image_size = \"3GB\"", nil, []string{"line 2", "512MiB"}},
 		{"relative path", `state_root = "var"`, nil, []string{`state_root = "var"`, "absolute"}},
 		{"unclean path", `run_root = "/run/../run"`, nil, []string{"run_root"}},
 		{"roots overlap", `run_root = "/var/lib/crisp/run"`, nil, []string{"run_root", "neither state_root"}},
@@ -108,8 +108,9 @@ func TestLoadRefuses(t *testing.T) {
 		{"two of a family", "[network]\nsubnets = [\"10.1.0.0/24\", \"10.2.0.0/24\"]", nil, []string{"network.subnets", "one of IPv6"}},
 		{"subnet too small", "[network]\nsubnets = [\"10.1.0.0/30\"]", nil, []string{"network.subnets", "/29"}},
 		{"mtu", "[network]\nmtu = 100", nil, []string{"network.mtu = 100"}},
-		{"parallel downloads", "[image]\nparallel_downloads = 0", nil, []string{"image.parallel_downloads = 0"}},
+		{"parallel layers", "[image]\nparallel_layers = 0", nil, []string{"image.parallel_layers = 0"}},
 		{"limit", "[image]\nmax_layers = 0", nil, []string{"image.max_layers = 0"}},
+		{"too many layers", "[image]\nmax_layers = 501", nil, []string{"image.max_layers = 501", "500"}},
 		{"capability", "[runtime]\ndefault_capabilities = [\"chown\"]", nil, []string{`runtime.default_capabilities = "chown"`}},
 		{"seccomp", "[runtime]\nunset_seccomp_profile = \"None\"", nil, []string{"runtime.unset_seccomp_profile"}},
 		{"sysctl", "[runtime.default_sysctls]\n\"../x\" = \"1\"", nil, []string{"runtime.default_sysctls"}},
@@ -135,7 +136,7 @@ func TestLoadRefuses(t *testing.T) {
 
 // What `crispd config` prints must be a configuration that means the same.
 func TestPrintReadsBack(t *testing.T) {
-	cfg, err := loadWith(t, "", "--set", "network.mtu=1400", "--set", "drain_timeout=1m30s", "--set", "image.max_layer_size=1536MiB")
+	cfg, err := loadWith(t, "", "--set", "network.mtu=1400", "--set", "drain_timeout=1m30s", "--set", "image.max_image_size=1536MiB")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +184,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(string(golden))
 	f.Add("a = 1")
 	f.Add("[network]\nsubnets = [\"10.1.0.0/16\"]")
-	f.Add("[image]\nmax_layer_size = \"9223372036854775807B\"")
+	f.Add("[image]\nmax_image_size = \"9223372036854775807B\"")
 	f.Fuzz(func(t *testing.T, text string) {
 		cfg := Defaults()
 		if cfg.decode([]byte(text)) != nil {

@@ -46,15 +46,16 @@ type NetworkConfig struct {
 
 // ImageConfig says how images are pulled and kept.
 type ImageConfig struct {
-	CertsDir          string   `toml:"certs_dir" comment:"Registry hosts in containerd's layout: HOST/hosts.toml, _default/hosts.toml. Read anew at every pull."`
-	KeepCompressed    bool     `toml:"keep_compressed" comment:"Keep layers' compressed blobs after unpacking (costs disk; lets images be served or pushed)"`
-	ParallelDownloads int      `toml:"parallel_downloads" comment:"Blobs of one image that are downloaded at a time"`
-	StallTimeout      Duration `toml:"stall_timeout" comment:"A pull that receives nothing for so long is given up; a slow one is not"`
+	CertsDir       string   `toml:"certs_dir" comment:"Registry hosts in containerd's layout: HOST/hosts.toml, _default/hosts.toml. Read anew at every pull."`
+	KeepCompressed bool     `toml:"keep_compressed" comment:"Keep layers' compressed blobs after unpacking (costs disk; nothing of crisp needs them again)"`
+	ParallelLayers int      `toml:"parallel_layers" comment:"Layers that are downloaded and unpacked at a time, over all pulls"`
+	StallTimeout   Duration `toml:"stall_timeout" comment:"A download that receives nothing for so long is given up; a slow one is not"`
+	Pinned         []string `toml:"pinned" comment:"References of images that the kubelet must not collect"`
 
-	MaxLayers        int  `toml:"max_layers" comment:"Limits. An image that exceeds one is refused, with the limit's name; nothing of it stays."`
-	MaxLayerSize     Size `toml:"max_layer_size" comment:"One layer, unpacked"`
-	MaxLayerFiles    int  `toml:"max_layer_files"`
-	MaxManifestBytes Size `toml:"max_manifest_size" comment:"Manifest, index or config"`
+	MaxLayers       int   `toml:"max_layers" comment:"Limits of one image. What exceeds one is refused, with the limit's name, and nothing of it stays."`
+	MaxImageSize    Size  `toml:"max_image_size" comment:"All its files, unpacked"`
+	MaxImageEntries int64 `toml:"max_image_entries" comment:"Entries of all its layers' archives"`
+	MaxDocumentSize Size  `toml:"max_document_size" comment:"Its manifest, index or config"`
 }
 
 // RuntimeConfig says how containers are run.
@@ -81,13 +82,14 @@ func Defaults() *Config {
 			NetNSDir: "/run/netns",
 		},
 		Image: ImageConfig{
-			CertsDir:          "/etc/crisp/certs.d",
-			ParallelDownloads: 4,
-			StallTimeout:      Duration(2 * time.Minute),
-			MaxLayers:         127, // what containerd and Docker take, too
-			MaxLayerSize:      64 << 30,
-			MaxLayerFiles:     4_000_000,
-			MaxManifestBytes:  4 << 20,
+			CertsDir:        "/etc/crisp/certs.d",
+			ParallelLayers:  4,
+			StallTimeout:    Duration(5 * time.Minute),
+			Pinned:          []string{},
+			MaxLayers:       250, // overlayfs takes 500 lowers
+			MaxImageSize:    256 << 30,
+			MaxImageEntries: 4_000_000,
+			MaxDocumentSize: 4 << 20,
 		},
 		Runtime: RuntimeConfig{
 			// Docker's and containerd's defaults (containerd pkg/oci/spec.go defaultUnixCaps).
@@ -191,15 +193,18 @@ func (i *ImageConfig) validate() (errs []error) {
 	wrong := func(key string, value any, want string) {
 		errs = append(errs, fmt.Errorf("image.%s = %v: want %s", key, quote(value), want))
 	}
-	if i.ParallelDownloads < 1 || i.ParallelDownloads > 64 {
-		wrong("parallel_downloads", i.ParallelDownloads, "1 to 64")
+	if i.ParallelLayers < 1 || i.ParallelLayers > 64 {
+		wrong("parallel_layers", i.ParallelLayers, "1 to 64")
 	}
 	if i.StallTimeout < Duration(time.Second) {
 		wrong("stall_timeout", time.Duration(i.StallTimeout), "at least 1s")
 	}
+	if i.MaxLayers > 500 {
+		wrong("max_layers", i.MaxLayers, "at most 500, which is what overlayfs takes")
+	}
 	for key, n := range map[string]int64{
-		"max_layers": int64(i.MaxLayers), "max_layer_size": int64(i.MaxLayerSize),
-		"max_layer_files": int64(i.MaxLayerFiles), "max_manifest_size": int64(i.MaxManifestBytes),
+		"max_layers": int64(i.MaxLayers), "max_image_size": int64(i.MaxImageSize),
+		"max_image_entries": i.MaxImageEntries, "max_document_size": int64(i.MaxDocumentSize),
 	} {
 		if n < 1 {
 			wrong(key, n, "more than 0")

@@ -1,0 +1,174 @@
+// Command bench measures how long a pod takes and how much memory it costs, and
+// prints p50 and p95 of each operation, with ratios to the floor, all from one run
+// (make bench, as root):
+//
+//	floor   the bare system calls for the same pod, no runtime at all (floor.go, package floor)
+//	crispd  a crispd of its own (package node)
+//	others  any runtime whose CRI socket is given: -peer containerd=unix:///run/…
+//
+// Machines differ and are never quite idle: compare ratios, not milliseconds.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// operations in the order of a pod's life; "up" is the sum of the first three.
+var operations = []string{"run", "create", "start", "exec", "stop", "remove"}
+
+// target makes one pod after another.
+type target interface {
+	name() string
+	// cycle takes one pod from nothing to nothing and calls lap after each operation.
+	cycle(ctx context.Context, i int, lap func(operation string)) error
+	// hold makes pods that stay and returns the memory of everything but the
+	// workload per pod, in bytes (PSS), 0 if it cannot tell.
+	hold(ctx context.Context, pods int) (perPod int64, err error)
+	close() error
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.crispd, "crispd", "bin/crispd", "the daemon; crisp-init is beside it")
+	flag.StringVar(&o.payload, "payload", "out/payload", "test/payload, static")
+	flag.StringVar(&o.floor, "floor", "out/floor", "test/bench/floor, static")
+	flag.IntVar(&o.n, "n", 100, "pods to measure of each target, one after another")
+	flag.IntVar(&o.pods, "pods", 50, "pods to hold while measuring memory")
+	flag.Var(&o.peers, "peer", "NAME=ENDPOINT of another runtime's CRI socket; may be repeated")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	crispd, payload, floor string
+	n, pods                int
+	peers                  peerList
+}
+
+// peerList collects -peer flags.
+type peerList [][2]string
+
+func (p *peerList) String() string { return fmt.Sprint(*p) }
+func (p *peerList) Set(text string) error {
+	name, endpoint, ok := strings.Cut(text, "=")
+	if !ok {
+		return errors.New("want NAME=ENDPOINT")
+	}
+	*p = append(*p, [2]string{name, endpoint})
+	return nil
+}
+
+// measured are the durations of one target, by operation.
+type measured struct {
+	name   string
+	laps   map[string][]time.Duration
+	memory int64 // bytes per pod, 0: unknown
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: makes pods")
+	}
+	targets, closeAll, err := openTargets(ctx, o)
+	defer func() { err = errors.Join(err, closeAll()) }()
+	if err != nil {
+		return err
+	}
+	results := make([]measured, len(targets))
+	for i, t := range targets {
+		results[i] = measured{name: t.name(), laps: map[string][]time.Duration{}}
+	}
+	// Interleaved, so that what else the machine does hits all alike; the first round warms up.
+	for round := range o.n + 1 {
+		for i, t := range targets {
+			up := time.Duration(0)
+			last := time.Now()
+			lap := func(op string) {
+				now := time.Now()
+				took := now.Sub(last)
+				last = now
+				if round == 0 {
+					return
+				}
+				results[i].laps[op] = append(results[i].laps[op], took)
+				if op == "run" || op == "create" || op == "start" {
+					up += took
+				}
+			}
+			if err := t.cycle(ctx, round, lap); err != nil {
+				return fmt.Errorf("%s, pod %d: %w", t.name(), round, err)
+			}
+			if round > 0 {
+				results[i].laps["up"] = append(results[i].laps["up"], up)
+			}
+		}
+	}
+	for i, t := range targets {
+		if results[i].memory, err = t.hold(ctx, o.pods); err != nil {
+			return fmt.Errorf("%s, holding %d pods: %w", t.name(), o.pods, err)
+		}
+	}
+	print(results, o)
+	return nil
+}
+
+// print writes a table in Markdown.
+func print(results []measured, o options) {
+	fmt.Printf("%d pods each, one at a time, interleaved; milliseconds p50 / p95; (× floor's p50)\n\n", o.n)
+	fmt.Print("| |")
+	for _, r := range results {
+		fmt.Printf(" %s |", r.name)
+	}
+	fmt.Print("\n|---|" + strings.Repeat("---|", len(results)) + "\n")
+	for _, op := range append([]string{"up"}, operations...) {
+		label := op
+		if op == "up" {
+			label = "**up** (run + create + start)"
+		}
+		fmt.Printf("| %s |", label)
+		base := percentile(results[0].laps[op], 50)
+		for i, r := range results {
+			p50, p95 := percentile(r.laps[op], 50), percentile(r.laps[op], 95)
+			cell := fmt.Sprintf("%.2f / %.2f", ms(p50), ms(p95))
+			if i > 0 && base > 0 {
+				cell += fmt.Sprintf(" (%.1f ×)", float64(p50)/float64(base))
+			}
+			fmt.Printf(" %s |", cell)
+		}
+		fmt.Println()
+	}
+	fmt.Printf("| memory per pod at %d pods, KiB of PSS |", o.pods)
+	for _, r := range results {
+		if r.memory == 0 {
+			fmt.Print(" – |")
+			continue
+		}
+		fmt.Printf(" %d |", r.memory>>10)
+	}
+	fmt.Println()
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// percentile by nearest rank; 0 for no values.
+func percentile(all []time.Duration, p int) time.Duration {
+	if len(all) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[min(len(sorted)-1, (len(sorted)*p+99)/100-1)]
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crisp-cri/crisp/test/images"
+	"github.com/crisp-cri/crisp/test/node"
+)
+
+// openTargets starts everything; closeAll ends it, also after an error.
+func openTargets(ctx context.Context, o options) (targets []target, closeAll func() error, err error) {
+	var closers []func() error
+	closeAll = func() error {
+		var errs []error
+		for i := len(closers) - 1; i >= 0; i-- {
+			errs = append(errs, closers[i]())
+		}
+		return errors.Join(errs...)
+	}
+	reg, err := images.Serve("127.0.0.1:0")
+	if err != nil {
+		return nil, closeAll, err
+	}
+	closers = append(closers, reg.Close)
+	image := images.Payload(o.payload)
+	if err := image.Push(reg.Host); err != nil {
+		return nil, closeAll, err
+	}
+	ref := reg.Host + "/" + image.Names[0]
+
+	fl, err := newFloor(o)
+	if err != nil {
+		return nil, closeAll, err
+	}
+	closers = append(closers, fl.close)
+
+	n, err := node.New(node.Options{Crispd: o.crispd})
+	if err != nil {
+		return nil, closeAll, err
+	}
+	closers = append(closers, n.Remove)
+	if err := n.Start(ctx); err != nil {
+		return nil, closeAll, err
+	}
+	crisp := &runtimeTarget{title: "crispd", cri: n.CRI, image: ref, logs: n.LogDir, pid: n.PID, parent: n.Cgroups}
+	targets = append(targets, fl, crisp)
+	for _, p := range o.peers {
+		conn, err := grpc.NewClient(p[1], grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, closeAll, err
+		}
+		closers = append(closers, conn.Close)
+		targets = append(targets, &runtimeTarget{
+			title: p[0], image: ref, logs: n.LogDir, parent: "/crisp-bench-" + p[0],
+			cri: node.CRI{RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(conn), ImageServiceClient: runtimeapi.NewImageServiceClient(conn)},
+		})
+	}
+	for _, t := range targets {
+		rt, ok := t.(*runtimeTarget)
+		if !ok {
+			continue
+		}
+		closers = append(closers, rt.close)
+		if _, err := rt.cri.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+			return nil, closeAll, fmt.Errorf("%s: pull: %w", rt.title, err)
+		}
+	}
+	return targets, closeAll, nil
+}
+
+// runtimeTarget is a runtime behind a CRI socket.
+type runtimeTarget struct {
+	title, image, logs, parent string
+	cri                        node.CRI
+	pid                        int // of the daemon, 0: unknown
+	held                       []string
+}
+
+func (r *runtimeTarget) name() string { return r.title }
+
+func (r *runtimeTarget) sandbox(name string) *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "crisp-bench", Uid: name},
+		Hostname:     "bench",
+		LogDirectory: filepath.Join(r.logs, r.title+"-"+name),
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: r.parent + "/" + name},
+	}
+}
+
+// up runs a pod of one container.
+func (r *runtimeTarget) up(ctx context.Context, name string, lap func(string)) (pod, container string, err error) {
+	config := r.sandbox(name)
+	run, err := r.cri.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	if err != nil {
+		return "", "", err
+	}
+	lap("run")
+	create, err := r.cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId: run.PodSandboxId, SandboxConfig: config,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "c"},
+			Image:    &runtimeapi.ImageSpec{Image: r.image},
+			LogPath:  "c.log",
+			Linux: &runtimeapi.LinuxContainerConfig{
+				Resources:       &runtimeapi.LinuxContainerResources{CpuShares: 256, MemoryLimitInBytes: 128 << 20},
+				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}},
+			},
+		},
+	})
+	if err != nil {
+		return run.PodSandboxId, "", err
+	}
+	lap("create")
+	if _, err = r.cri.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: create.ContainerId}); err == nil {
+		lap("start")
+	}
+	return run.PodSandboxId, create.ContainerId, err
+}
+
+func (r *runtimeTarget) cycle(ctx context.Context, i int, lap func(string)) error {
+	pod, container, err := r.up(ctx, "p"+strconv.Itoa(i), lap)
+	if pod != "" {
+		r.held = append(r.held, pod)
+	}
+	if err != nil {
+		return err
+	}
+	exec, err := r.cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"/payload", "true"}, Timeout: 10})
+	if err != nil || exec.ExitCode != 0 {
+		return fmt.Errorf("exec: %w, %v", err, exec)
+	}
+	lap("exec")
+	if _, err := r.cri.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		return err
+	}
+	lap("stop")
+	if _, err := r.cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+		return err
+	}
+	lap("remove")
+	r.held = r.held[:len(r.held)-1]
+	return nil
+}
+
+// hold needs the daemon's pid: with the pods' processes it makes the memory that is not the workload's.
+func (r *runtimeTarget) hold(ctx context.Context, pods int) (int64, error) {
+	if r.pid == 0 {
+		return 0, nil
+	}
+	before, err := pss(r.pid)
+	if err != nil {
+		return 0, err
+	}
+	var inits int64
+	for i := range pods {
+		pod, _, err := r.up(ctx, "held"+strconv.Itoa(i), func(string) {})
+		if pod != "" {
+			r.held = append(r.held, pod)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	after, err := pss(r.pid)
+	if err != nil {
+		return 0, err
+	}
+	pids, err := podInits()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		n, err := pss(pid)
+		if err != nil {
+			return 0, err
+		}
+		inits += n
+	}
+	return (inits + max(0, after-before)) / int64(pods), nil
+}
+
+// podInits are the crisp-inits of our namespace: their title says so.
+func podInits() (pids []int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err == nil && strings.Contains(string(cmdline), "crisp-init") && strings.Contains(string(cmdline), "crisp-bench/held") {
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) == 0 {
+		return nil, errors.New("found no crisp-init that says crisp-bench/held…")
+	}
+	return pids, nil
+}
+
+// pss is the proportional set size of a process in bytes (proc(5) smaps_rollup).
+func pss(pid int) (int64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "Pss:" {
+			kib, err := strconv.ParseInt(f[1], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("no Pss in smaps_rollup of %d", pid)
+}
+
+// close removes the pods that are there.
+func (r *runtimeTarget) close() error {
+	var errs []error
+	for _, pod := range r.held {
+		_, err := r.cri.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+		errs = append(errs, err)
+	}
+	r.held = nil
+	return errors.Join(errs...)
+}
