@@ -1,0 +1,446 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func TestLifecycle(t *testing.T) {
+	eachLayout(t, func(t *testing.T, d *Driver) {
+		pod := newPod(t, d)
+		if created, err := d.CreatePod(t.Context(), pod); err != nil || created {
+			t.Errorf("second CreatePod: created %v, %v", created, err)
+		}
+		c := newContainer(t, d, pod, "c", nil)
+		p := start(t, join(t, c), "wait")
+		if pids, err := c.Procs(); err != nil || !slices.Equal(pids, []int{p.Process.Pid}) {
+			t.Errorf("Procs: %v, %v, want %d", pids, err, p.Process.Pid)
+		}
+		// In every hierarchy, not only the tracking one.
+		own, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(own), c.Path()+"\n"); n != len(d.trees) {
+			t.Errorf("process is in the cgroup in %d hierarchies, want %d:\n%s", n, len(d.trees), own)
+		}
+
+		if err := c.Remove(t.Context()); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), fmt.Sprint(p.Process.Pid)) {
+			t.Errorf("Remove of a cgroup with a process: %v, want ErrBusy naming %d", err, p.Process.Pid)
+		}
+		if err := d.RemovePod(t.Context(), pod); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "crisp-c") {
+			t.Errorf("RemovePod with a child: %v, want ErrBusy naming it", err)
+		}
+		if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		p.killed(t)
+		for range 2 {
+			if err := errors.Join(c.Kill(t.Context()), c.Remove(t.Context()), d.RemovePod(t.Context(), pod)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		gone(t, d, pod)
+	})
+}
+
+func TestKillForkingTree(t *testing.T) {
+	eachLayout(t, func(t *testing.T, d *Driver) {
+		c := newContainer(t, d, newPod(t, d), "c", nil)
+		p := start(t, join(t, c), "forker", "2", "say ready")
+		if err := c.Kill(deadline(t, 20*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		p.killed(t)
+		if pids, err := c.Procs(); err != nil || len(pids) > 0 {
+			t.Errorf("after Kill: processes %v, %v", pids, err)
+		}
+		if err := c.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// C-59: somebody froze it, perhaps a cgroup that the container made below.
+func TestKillFrozen(t *testing.T) {
+	eachLayout(t, func(t *testing.T, d *Driver) {
+		c := newContainer(t, d, newPod(t, d), "c", nil)
+		p := start(t, join(t, c), "wait")
+		if f := d.home("freezer"); f != absent {
+			if err := d.kernel.write(f, c.file("freezer.state"), "FROZEN"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if u := d.unified(); u != absent {
+			if err := d.kernel.write(u, c.file("cgroup.freeze"), "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		p.killed(t)
+	})
+}
+
+func TestKillDeadlineNamesProcesses(t *testing.T) {
+	d := newTestDriver(t)
+	f := d.home("freezer")
+	if f == absent {
+		t.Skip("needs a v1 freezer: it is what can keep a process from dying")
+	}
+	pod := newPod(t, d)
+	c := newContainer(t, d, pod, "c", nil)
+	p := start(t, join(t, c), "wait")
+	// Freezing the pod's keeps the container's processes alive, and is not the container's to thaw.
+	if err := d.kernel.write(f, pod+"/freezer.state", "FROZEN"); err != nil {
+		t.Fatal(err)
+	}
+	err := c.Kill(deadline(t, 200*time.Millisecond))
+	thawed := d.kernel.write(f, pod+"/freezer.state", "THAWED")
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), fmt.Sprintf("%d (\"", p.Process.Pid)) || !strings.Contains(err.Error(), "state ") {
+		t.Errorf("Kill of a frozen pod's container: %v, want ErrBusy naming process and state", err)
+	}
+	if thawed != nil {
+		t.Fatal(thawed)
+	}
+	p.killed(t)
+}
+
+func TestExecSubCgroup(t *testing.T) {
+	eachLayout(t, func(t *testing.T, d *Driver) {
+		c := newContainer(t, d, newPod(t, d), "c", nil)
+		p := start(t, join(t, c), "wait")
+		e, j, err := c.Exec("exec-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer j.Close()
+		x := start(t, j, "forker", "1", "say ready")
+		if pids, err := c.Procs(); err != nil || !slices.Contains(pids, x.Process.Pid) || !slices.Contains(pids, p.Process.Pid) {
+			t.Errorf("container's processes %v, %v: want %d and %d", pids, err, p.Process.Pid, x.Process.Pid)
+		}
+		if m := d.home("memory"); m != absent { // limits of the container hold for it
+			own, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", x.Process.Pid))
+			if err != nil || !strings.Contains(string(own), ":memory:"+c.Path()+"\n") {
+				t.Errorf("exec'd process is in %s, %v", own, err)
+			}
+		}
+		if err := e.Kill(deadline(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		x.killed(t)
+		if err := syscall.Kill(p.Process.Pid, 0); err != nil {
+			t.Errorf("the container's own process: %v, want alive", err)
+		}
+		if err := e.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, j2, err := c.Exec("exec-1"); err != nil {
+			t.Errorf("same name again: %v", err)
+		} else if err := j2.Close(); err != nil {
+			t.Error(err)
+		}
+		// A handle opened by its path alone, as after a restart, removes it too; so does the container's.
+		if err := d.Open(e.Path()).Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		p.killed(t)
+	})
+}
+
+// A pod init in a user namespace may not clone into the cgroup, but its child can enter by files root opened.
+func TestJoinByWritingFromUserNamespace(t *testing.T) {
+	d := newTestDriver(t)
+	c := newContainer(t, d, newPod(t, d), "c", nil)
+	j, err := c.JoinByWriting()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if j.DirFD != nil || len(j.Procs) != len(d.trees) {
+		t.Fatalf("got DirFD %v and %d files, want none and %d", j.DirFD, len(j.Procs), len(d.trees))
+	}
+	cmd := exec.Command("/proc/self/exe", fmt.Sprint(len(j.Procs)))
+	cmd.Env = append(os.Environ(), roleVariable+"=enter")
+	cmd.ExtraFiles = j.Procs
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100_000, Size: 1000}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, Credential: &syscall.Credential{}, Pdeathsig: syscall.SIGKILL}
+	// It cannot read the test binary's directory as uid 100000: hand it the file itself.
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	cmd.ExtraFiles = append(slices.Clone(j.Procs), self)
+	cmd.Path = fmt.Sprintf("/proc/self/fd/%d", 3+len(j.Procs))
+	p := &process{Cmd: cmd}
+	if p.in, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.out = newReader(out)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "ready")
+	if pids, err := c.Procs(); err != nil || !slices.Equal(pids, []int{cmd.Process.Pid}) {
+		t.Errorf("Procs: %v, %v, want %d", pids, err, cmd.Process.Pid)
+	}
+	if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+		t.Error(err)
+	}
+	p.killed(t)
+}
+
+func TestOOMKill(t *testing.T) {
+	d := newTestDriver(t)
+	c := newContainer(t, d, newPod(t, d), "c", mem(specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20))}))
+	if n, err := c.OOMKills(); err != nil || n != 0 {
+		t.Fatalf("OOMKills of a new cgroup: %d, %v", n, err)
+	}
+	p := start(t, join(t, c), "hog")
+	p.killed(t)
+	if n, err := c.OOMKills(); err != nil || n != 1 {
+		t.Errorf("OOMKills: %d, %v, want 1", n, err)
+	}
+	s, err := c.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Memory.Limit != 32<<20 || s.Memory.Peak < 16<<20 || s.Memory.Peak > 32<<20 {
+		t.Errorf("memory after the OOM kill: %+v", s.Memory)
+	}
+}
+
+func TestCpusetIsFilled(t *testing.T) {
+	d := newTestDriver(t)
+	tree := d.home("cpuset")
+	if tree == absent || d.trees[tree].v2 {
+		t.Skip("needs a v1 cpuset: one of v2 needs no filling")
+	}
+	all := fileOf(t, d, "cpuset", "/", "cpuset.cpus")
+	pod := newPod(t, d)
+	inherits := newContainer(t, d, pod, "a", nil)
+	first := newContainer(t, d, pod, "b", cpu(specs.LinuxCPU{Cpus: "0"}))
+	for _, c := range []struct{ path, cpus string }{{pod, all}, {inherits.Path(), all}, {first.Path(), "0"}} {
+		if got := fileOf(t, d, "cpuset", c.path, "cpuset.cpus"); got != c.cpus {
+			t.Errorf("%s has CPUs %q, want %q", c.path, got, c.cpus)
+		}
+		if got := fileOf(t, d, "cpuset", c.path, "cpuset.mems"); got == "" {
+			t.Errorf("%s has no memory nodes", c.path)
+		}
+	}
+	// A parent that somebody made by hand and left empty.
+	byHand := d.config.Root + "/by-hand"
+	if err := d.kernel.mkdir(tree, byHand); err != nil {
+		t.Fatal(err)
+	}
+	if created, err := d.CreatePod(t.Context(), byHand+"/pod"); err != nil || !created {
+		t.Fatal(created, err)
+	}
+	if got := fileOf(t, d, "cpuset", byHand, "cpuset.cpus"); got != all {
+		t.Errorf("parent made by hand has CPUs %q, want %q", got, all)
+	}
+	// More than the machine has: the error says what there is.
+	err := d.Open(d.ContainerPath(pod, "c")).Create(t.Context(), cpu(specs.LinuxCPU{Cpus: "0-4000"}))
+	if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "0-4000") {
+		t.Errorf("CPUs that do not exist: %v, want ErrInvalid naming them", err)
+	}
+	gone(t, d, d.ContainerPath(pod, "c"))
+}
+
+func TestDevicesAreDenied(t *testing.T) {
+	eachLayout(t, func(t *testing.T, d *Driver) {
+		rules := []specs.LinuxDeviceCgroup{{Access: "rwm"}, // deny all
+			{Allow: true, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(3)), Access: "rwm"}, // null
+			{Allow: true, Type: "c", Access: "m"}}
+		c := newContainer(t, d, newPod(t, d), "c", &specs.LinuxResources{Devices: rules})
+		p := start(t, join(t, c), "device", "/dev/null", "/dev/zero", "/dev/kmsg")
+		check := func() {
+			if _, err := p.in.Write([]byte("\n")); err != nil {
+				t.Fatal(err)
+			}
+			p.expect(t, "/dev/null false")
+			p.expect(t, "/dev/zero true")
+			p.expect(t, "/dev/kmsg true")
+			p.expect(t, "done")
+		}
+		// SEC-25: an update does not open what was closed.
+		if err := c.Update(t.Context(), &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}); err != nil {
+			t.Fatal(err)
+		}
+		check()
+		if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestUpdateReadBack(t *testing.T) {
+	d := newTestDriver(t)
+	c := newContainer(t, d, newPod(t, d), "c", kubelet())
+	before, err := c.Applied()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.CPUShares != 256 || before.CPUQuota != 50_000 || before.CPUPeriod != 100_000 || before.MemoryLimit != 64<<20 || before.MemorySwapLimit != 64<<20 {
+		t.Errorf("after Create: %+v", before)
+	}
+	// The kubelet's in-place resize.
+	if err := c.Update(t.Context(), &specs.LinuxResources{
+		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(100_000))},
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(128 << 20))},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := before
+	want.CPUShares, want.CPUQuota, want.MemoryLimit, want.MemorySwapLimit = 512, 100_000, 128<<20, 128<<20
+	resized, err := c.Applied()
+	if err != nil || fmt.Sprint(resized) != fmt.Sprint(want) {
+		t.Errorf("after Update: %+v, %v\nwant %+v", resized, err, want)
+	}
+	// The kernel refuses the last of several: nothing has changed. A quota below 1 ms comes after
+	// shares and before memory; a node that does not exist comes first.
+	for name, r := range map[string]*specs.LinuxResources{
+		"quota": {CPU: &specs.LinuxCPU{Cpus: "0", Shares: ptr(uint64(1024)), Quota: ptr(int64(10))}},
+		"memory": {CPU: &specs.LinuxCPU{Shares: ptr(uint64(1024)), Quota: ptr(int64(20_000)), Period: ptr(uint64(50_000))},
+			Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20)), Swappiness: ptr(uint64(1000))}},
+		"pids": {Memory: &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20))}, Pids: &specs.LinuxPids{Limit: ptr(int64(1 << 40))}},
+	} {
+		err := c.Update(t.Context(), r)
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+		if got, err := c.Applied(); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: after a refused Update: %+v, %v\nwant %+v", name, got, err, want)
+		}
+	}
+}
+
+func TestMemoryLimitBelowUsage(t *testing.T) {
+	d := newTestDriver(t)
+	c := newContainer(t, d, newPod(t, d), "c", mem(specs.LinuxMemory{Limit: ptr(int64(256 << 20)), Swap: ptr(int64(256 << 20))}))
+	p := start(t, join(t, c), "wait")
+	err := c.Update(t.Context(), mem(specs.LinuxMemory{Limit: ptr(int64(4096)), Swap: ptr(int64(4096))}))
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "memory limit 4096 bytes") {
+		t.Errorf("limit below usage: %v, want ErrBusy naming it", err)
+	}
+	if a, err := c.Applied(); err != nil || a.MemoryLimit != 256<<20 || a.MemorySwapLimit != 256<<20 {
+		t.Errorf("after that: %+v, %v", a, err)
+	}
+	if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	p.killed(t)
+}
+
+func TestStatsOfARunningProcess(t *testing.T) {
+	d := newTestDriver(t)
+	c := newContainer(t, d, newPod(t, d), "c", kubelet())
+	p := start(t, join(t, c), "forker", "1", "say ready")
+	s, err := c.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.CPU.Usage == 0 || s.CPU.User+s.CPU.System == 0 || s.Memory.Usage == 0 || s.Memory.WorkingSet > s.Memory.Usage ||
+		s.Memory.RSS == 0 || s.Memory.Faults == 0 || s.Memory.Limit != 64<<20 || s.Pids.Current == 0 || s.Swap.Accounted && s.Swap.Limit != 0 {
+		t.Errorf("stats: %+v", s)
+	}
+	pod, err := d.Open(d.PodPath("", "p")).Stats()
+	if err != nil || pod.Memory.Usage < s.Memory.RSS/2 || pod.CPU.Usage < s.CPU.Usage {
+		t.Errorf("the pod's stats: %+v, %v: want at least the container's", pod, err)
+	}
+	if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	p.killed(t)
+	if err := c.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for op, err := range map[string]error{
+		"Stats":    second(c.Stats()),
+		"Applied":  second(c.Applied()),
+		"OOMKills": second(c.OOMKills()),
+		"Procs":    second(c.Procs()),
+		"Join":     second(c.Join()),
+		"Update":   c.Update(t.Context(), kubelet()),
+	} {
+		if !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s of a removed cgroup: %v, want ErrNotFound", op, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// Fifty at once, as after a restart of the kubelet; two calls for the pod's.
+func TestParallelCreate(t *testing.T) {
+	d := newTestDriver(t)
+	pod := newPod(t, d)
+	var wg sync.WaitGroup
+	for i := range 50 { // each is one container's owner
+		wg.Go(func() {
+			if _, err := d.CreatePod(t.Context(), pod); err != nil {
+				t.Error(err)
+			}
+			c := d.Open(d.ContainerPath(pod, fmt.Sprint(i)))
+			if err := c.Create(t.Context(), kubelet()); err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := c.Stats(); err != nil {
+				t.Error(err)
+			}
+			e, j, err := c.Exec("exec-1")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := errors.Join(j.Close(), e.Kill(t.Context()), c.Kill(t.Context()), c.Remove(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if left, err := d.Children(pod); err != nil || len(left) > 0 {
+		t.Errorf("left below the pod: %v, %v", left, err)
+	}
+	if err := d.RemovePod(t.Context(), pod); err != nil {
+		t.Error(err)
+	}
+}
+
+// A container that may write its cgroups nests them deeper than a path can name.
+func TestRemoveDeeperThanPathMax(t *testing.T) {
+	eachLayout(t, func(t *testing.T, d *Driver) {
+		c := newContainer(t, d, newPod(t, d), "c", nil)
+		tree := d.tracker()
+		if d.mode == Hybrid && d.trees[tree].v2 {
+			t.Skip("the same as unified")
+		}
+		nest(t, d, tree, c.Path(), 40, strings.Repeat("x", 200))
+		if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
+			t.Error(err)
+		}
+		if err := c.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
