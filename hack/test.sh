@@ -14,23 +14,30 @@ what=$1; shift
 mkdir -p out
 go build -o out/gotest ./hack/gotest
 
-# The root tests, known by their file's name.
+# The root tests, known by their file's name, and the packages that have some.
 mapfile -t root_files < <(git ls-files --cached --others --exclude-standard '*_root_test.go')
-names=""
-packages=()
-if [ ${#root_files[@]} -gt 0 ]; then
-	names=$(sed -n 's/^func \(Test[A-Za-z0-9_]*\)(.*/\1/p' "${root_files[@]}" | sort -u | paste -sd'|')
-	mapfile -t packages < <(printf './%s\n' "${root_files[@]%/*}" | sort -u)
-fi
+[ ${#root_files[@]} -gt 0 ] || die "there is no root test: the search is broken"
+tests_of() { sed -n 's/^func \(Test[A-Za-z0-9_]*\)(.*/\1/p' "$@" | grep -vx TestMain | sort -u; }
+names=$(tests_of "${root_files[@]}" | paste -sd'|')
+mapfile -t with_root < <(printf './%s\n' "${root_files[@]%/*}" | sort -u)
+mapfile -t without_root < <(go list -f '{{.Dir}}' ./... | sed "s|^$root|.|" | grep -vxF "$(printf '%s\n' "${with_root[@]}")")
+
+# -run and -skip know no packages: a unit test that is called like a root test of another package would be left out.
+for dir in "${with_root[@]}"; do
+	mapfile -t unit_files < <(find "$dir" -maxdepth 1 -name '*_test.go' ! -name '*_root_test.go')
+	[ ${#unit_files[@]} -gt 0 ] || continue
+	clash=$(tests_of "${unit_files[@]}" | grep -xE "$names" || true)
+	[ -z "$clash" ] || die "$dir: $clash is also the name of a root test elsewhere: rename one"
+done
 
 unit() {
-	out/gotest -expect test/expected-skips.txt -- -race -count=1 ${names:+-skip "^($names)\$"} "$@" ./...
+	out/gotest -expect test/expected-skips.txt -- -race -count=1 "$@" "${without_root[@]}"
+	out/gotest -expect test/expected-skips.txt -- -race -count=1 -skip "^($names)\$" "$@" "${with_root[@]}"
 }
 
 root() {
 	need_root "the tests of *_root_test.go make namespaces, mounts and cgroups"
-	[ -n "$names" ] || die "there is no root test: the search is broken"
-	out/gotest -expect test/expected-skips.txt -- -count=1 -p 1 -run "^($names)\$" "$@" "${packages[@]}"
+	out/gotest -expect test/expected-skips.txt -- -count=1 -p 1 -run "^($names)\$" "$@" "${with_root[@]}"
 }
 
 case $what in
