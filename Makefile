@@ -30,7 +30,7 @@ tools: ## Build the pinned linters and crictl into bin/tools.
 
 .PHONY: test
 test: build ## Run all tests; those that need root too when you are root.
-	hack/test.sh all
+	CRISPD=$(CURDIR)/bin/crispd hack/test.sh all
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root, with the race detector.
@@ -41,7 +41,11 @@ test-root: build ## Run the tests that need root (*_root_test.go): real namespac
 	hack/test.sh root
 
 .PHONY: test-cri
-test-cri: build tools ## Drive a running crispd with crictl as a user would, then look for leaks.
+test-cri: build ## Drive a real crispd through the kubelet's client (test/cri), then look for leaks.
+	CRISPD=$(CURDIR)/bin/crispd hack/test.sh cri
+
+.PHONY: test-crictl
+test-crictl: build tools ## Drive a real crispd with crictl as a user would, then look for leaks.
 	hack/crictl-test.sh
 
 .PHONY: fuzz
@@ -71,6 +75,11 @@ demo: build ## Show a pod running, end to end, and clean up (as root; about ten 
 .PHONY: bench
 bench: build ## Measure pods against the bare system calls, and peers if bench-peers built them (as root; BENCH="-n 100").
 	hack/bench.sh $(BENCH)
+
+.PHONY: bench-peers
+bench-peers: build ## Build containerd and runc from their Go modules and run bench against them, too (as root).
+	hack/bench-peers.sh build
+	hack/bench-peers.sh run $(BENCH)
 
 .PHONY: install
 install: build ## Install both binaries into $(PREFIX)/bin (DESTDIR is honoured).

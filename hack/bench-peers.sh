@@ -14,9 +14,14 @@ peers=$root/bin/peers
 case $what in
 build)
 	mkdir -p "$peers"
-	# runc needs cgo for its C part; no libseccomp is linked, so it gets the profile but cannot load it: see run.
-	command -v gcc >/dev/null || hack/deps.sh
-	GOBIN=$peers CGO_ENABLED=1 go -C hack/peers install -trimpath -tags "no_btrfs,no_devmapper,no_zfs" -ldflags "-s -w" tool
+	# runc needs C for its first stage and libseccomp for its filters.
+	hack/deps.sh
+	if [ ! -e /usr/include/seccomp.h ]; then
+		need_root "apt-get install libseccomp-dev pkg-config"
+		say "installing libseccomp-dev and pkg-config (runc's filters)"
+		apt-get install -qq -y --no-install-recommends libseccomp-dev pkg-config >/dev/null 2>&1
+	fi
+	GOBIN=$peers CGO_ENABLED=1 go -C hack/peers install -trimpath -tags "seccomp,no_btrfs,no_devmapper,no_zfs" -ldflags "-s -w" tool
 	exit 0
 	;;
 run) ;;

@@ -11,7 +11,7 @@ usage 0 "$@"
 # command → package → what for
 wanted=(
 	"git     git       version stamp"
-	"gcc     gcc       the race detector (go test -race links with it; the binaries need no C)"
+	"gcc     gcc       the race detector (go test -race; the binaries need no C)"
 	"busybox busybox   the second image of tests and demo"
 	"nft     nftables  tests and the demo compare with what nft shows"
 	"ip      iproute2  tests and the demo compare with what ip shows"

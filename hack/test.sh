@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Usage: hack/test.sh unit|root|all [GO TEST ARGUMENTS]
+# Usage: hack/test.sh unit|root|cri|all [GO TEST ARGUMENTS]
 # unit  everything but the tests of *_root_test.go, with the race detector
 # root  only the tests of *_root_test.go, as root, packages one after another: they share one kernel
-# all   both, the second only when you are root
+# cri   the suite of test/cri, as root: a real crispd, driven through the kubelet's client
+# all   all of these, the latter two only when you are root
 # A skip that test/expected-skips.txt does not list is a failure.
 
 set -euo pipefail
@@ -15,7 +16,7 @@ mkdir -p out
 go build -o out/gotest ./hack/gotest
 
 # The root tests, known by their file's name, and the packages that have some.
-mapfile -t root_files < <(git ls-files --cached --others --exclude-standard '*_root_test.go')
+mapfile -t root_files < <(git ls-files --cached --others --exclude-standard '*_root_test.go' | grep -v ^test/cri/)
 [ ${#root_files[@]} -gt 0 ] || die "there is no root test: the search is broken"
 tests_of() { sed -n 's/^func \(Test[A-Za-z0-9_]*\)(.*/\1/p' "$@" | grep -vx TestMain | sort -u; }
 names=$(tests_of "${root_files[@]}" | paste -sd'|')
@@ -40,12 +41,23 @@ root() {
 	out/gotest -expect test/expected-skips.txt -- -count=1 -p 1 -run "^($names)\$" "$@" "${with_root[@]}"
 }
 
+cri() {
+	need_root "the suite makes pods"
+	out/gotest -C test/cri -expect test/expected-skips.txt -- -count=1 -timeout 20m "$@" ./...
+}
+
 case $what in
+cri) cri "$@" ;;
 unit) unit "$@" ;;
 root) root "$@" ;;
 all)
 	unit "$@"
-	if [ "$(id -u)" = 0 ]; then root "$@"; else say "not root: the tests of *_root_test.go were not run"; fi
+	if [ "$(id -u)" = 0 ]; then
+		root "$@"
+		cri "$@"
+	else
+		say "not root: the tests of *_root_test.go and of test/cri were not run"
+	fi
 	;;
 *) die "unknown kind of tests $what; see test.sh --help" ;;
 esac

@@ -11,7 +11,7 @@ usage 0 "$@"
 [ -z "$(git status --porcelain)" ] || { git status --short >&2; die "the tree has changes: commit them first"; }
 go generate ./...
 go mod verify >/dev/null
-for m in go.mod hack/tools/go.mod hack/cri-tools/go.mod; do
+for m in $(git ls-files '*go.mod'); do
 	go -C "${m%go.mod}." mod tidy -diff || die "$m is not tidy: run go mod tidy there"
 done
 [ -z "$(git status --porcelain)" ] || { git diff >&2; git status --short >&2; die "generated files differ: run make generate and commit"; }

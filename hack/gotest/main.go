@@ -1,7 +1,7 @@
 // Command gotest runs go test, prints its closing lines and every failure, and
 // fails when a test was skipped that is not expected to be.
 //
-//	gotest [-expect FILE] [-quiet] -- ARGUMENTS OF go test
+//	gotest [-expect FILE] [-C DIR] -- ARGUMENTS OF go test
 //
 // A skip is silent by nature: a test that has skipped for months looks like one
 // that passes. So each line of FILE allows one, and says why:
@@ -27,6 +27,7 @@ const module = "github.com/crisp-cri/crisp"
 
 func main() {
 	expectFile := flag.String("expect", "", "file that lists the skips to expect; none: skips are only counted")
+	dir := flag.String("C", "", "directory to run in: another module's")
 	flag.Parse()
 
 	expected, err := readExpected(*expectFile, os.Geteuid() == 0)
@@ -35,6 +36,7 @@ func main() {
 		os.Exit(2)
 	}
 	cmd := exec.Command("go", append([]string{"test", "-json"}, flag.Args()...)...)
+	cmd.Dir = *dir
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
