@@ -34,11 +34,12 @@ tag=$(od -An -N3 -tx1 /dev/urandom | tr -d ' \n')
 work=/var/tmp/crisp-peer-$tag
 run=/run/crisp-peer-$tag
 mkdir -p "$work/cni" "$run"
-containerd_pid=""
+containerd_pid="" registry_pid=""
 finish() {
 	local status=$?
 	set +e
 	[ -z "$containerd_pid" ] || { kill -TERM "$containerd_pid" && wait "$containerd_pid"; } 2>/dev/null
+	[ -z "$registry_pid" ] || { kill -TERM "$registry_pid" && wait "$registry_pid"; } 2>/dev/null
 	[ $status = 0 ] || tail -n 15 "$work/containerd.log" >&2
 	ip link del "peer-$tag" 2>/dev/null
 	find /sys/fs/cgroup -depth -type d -path "*/crisp-bench-containerd*" -exec rmdir {} + 2>/dev/null
@@ -97,4 +98,3 @@ for _ in $(seq 200); do
 	sleep 0.1
 done
 hack/bench.sh -peer "containerd=unix://$run/containerd.sock" "$@"
-kill -TERM $registry_pid

@@ -38,7 +38,7 @@ type target interface {
 
 func main() {
 	var o options
-	flag.StringVar(&o.crispd, "crispd", "bin/crispd", "the daemon; crisp-init is beside it")
+	flag.StringVar(&o.crispd, "crispd", "bin/crispd", "the daemon; crisp-init is beside it; \"\": leave it out")
 	flag.StringVar(&o.payload, "payload", "out/payload", "test/payload, static")
 	flag.StringVar(&o.floor, "floor", "out/floor", "test/bench/floor, static")
 	flag.IntVar(&o.n, "n", 100, "pods to measure of each target, one after another")

@@ -49,11 +49,13 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 		return nil, closeAll, err
 	}
 	closers = append(closers, n.Remove)
-	if err := n.Start(ctx); err != nil {
-		return nil, closeAll, err
+	targets = append(targets, fl)
+	if o.crispd != "" {
+		if err := n.Start(ctx); err != nil {
+			return nil, closeAll, err
+		}
+		targets = append(targets, &runtimeTarget{title: "crispd", cri: n.CRI, image: ref, logs: n.LogDir, pid: n.PID, helper: "crisp-bench/held", parent: n.Cgroups})
 	}
-	crisp := &runtimeTarget{title: "crispd", cri: n.CRI, image: ref, logs: n.LogDir, pid: n.PID, parent: n.Cgroups}
-	targets = append(targets, fl, crisp)
 	for _, p := range o.peers {
 		conn, err := grpc.NewClient(p[1], grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
@@ -61,7 +63,7 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 		}
 		closers = append(closers, conn.Close)
 		targets = append(targets, &runtimeTarget{
-			title: p[0], image: ref, logs: n.LogDir, parent: "/crisp-bench-" + p[0],
+			title: p[0], helper: strings.TrimPrefix(p[1], "unix://"), image: ref, logs: n.LogDir, parent: "/crisp-bench-" + p[0],
 			cri: node.CRI{RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(conn), ImageServiceClient: runtimeapi.NewImageServiceClient(conn)},
 		})
 	}
@@ -82,7 +84,8 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 type runtimeTarget struct {
 	title, image, logs, parent string
 	cri                        node.CRI
-	pid                        int // of the daemon, 0: unknown
+	pid                        int    // of the daemon, 0: not counted
+	helper                     string // in the command lines of what runs beside each pod's workload
 	held                       []string
 }
 
@@ -152,16 +155,16 @@ func (r *runtimeTarget) cycle(ctx context.Context, i int, lap func(string)) erro
 	return nil
 }
 
-// hold needs the daemon's pid: with the pods' processes it makes the memory that is not the workload's.
+// hold counts what runs beside the workload: crispd's growth and its pod inits; of a
+// peer only the shims, without its pause processes and daemon, which flatters it.
 func (r *runtimeTarget) hold(ctx context.Context, pods int) (int64, error) {
-	if r.pid == 0 {
-		return 0, nil
+	var before, after, helpers int64
+	var err error
+	if r.pid != 0 {
+		if before, err = pss(r.pid); err != nil {
+			return 0, err
+		}
 	}
-	before, err := pss(r.pid)
-	if err != nil {
-		return 0, err
-	}
-	var inits int64
 	for i := range pods {
 		pod, _, err := r.up(ctx, "held"+strconv.Itoa(i), func(string) {})
 		if pod != "" {
@@ -171,42 +174,43 @@ func (r *runtimeTarget) hold(ctx context.Context, pods int) (int64, error) {
 			return 0, err
 		}
 	}
-	after, err := pss(r.pid)
+	if r.pid != 0 {
+		if after, err = pss(r.pid); err != nil {
+			return 0, err
+		}
+	}
+	pids, err := processes(r.helper)
 	if err != nil {
 		return 0, err
 	}
-	pids, err := podInits()
-	if err != nil {
-		return 0, err
+	if len(pids) == 0 {
+		return 0, fmt.Errorf("found no process with %q in its command line", r.helper)
 	}
 	for _, pid := range pids {
 		n, err := pss(pid)
 		if err != nil {
 			return 0, err
 		}
-		inits += n
+		helpers += n
 	}
-	return (inits + max(0, after-before)) / int64(pods), nil
+	return (helpers + max(0, after-before)) / int64(pods), r.close()
 }
 
-// podInits are the crisp-inits of our namespace: their title says so.
-func podInits() (pids []int, err error) {
+// processes are those whose command line contains text, without this one.
+func processes(text string) (pids []int, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && strings.Contains(string(cmdline), "crisp-init") && strings.Contains(string(cmdline), "crisp-bench/held") {
+		if err == nil && strings.Contains(string(cmdline), text) && !strings.Contains(string(cmdline), "\x00-peer\x00") {
 			pids = append(pids, pid)
 		}
-	}
-	if len(pids) == 0 {
-		return nil, errors.New("found no crisp-init that says crisp-bench/held…")
 	}
 	return pids, nil
 }
