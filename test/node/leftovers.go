@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -49,6 +50,11 @@ func (n *Node) RemovePods() error {
 }
 
 func (n *Node) removeDirs() error {
+	// The directory of network namespaces is a mount point of its own (package netns). One that still has
+	// pins is busy: that is a leak and stays one.
+	if err := unix.Unmount(n.RunDir+"/netns", 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "umount", Path: n.RunDir + "/netns", Err: err}
+	}
 	return errors.Join(os.RemoveAll(n.StateDir), os.RemoveAll(n.RunDir))
 }
 
