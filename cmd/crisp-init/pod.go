@@ -245,6 +245,10 @@ func (p *pod) answer(m *initproto.Message) initproto.Message {
 		return p.remove(t.ID)
 	case initproto.TypeReopen:
 		return p.reopen(t.ID, m)
+	case initproto.TypeAttach:
+		return p.attach(t.ID, t.Number, m)
+	case initproto.TypeCloseStdin:
+		return p.closeStdin(t.ID)
 	}
 	return failure(initproto.FailStart, "read request of type "+strconv.Itoa(int(m.Type)), initproto.ErrMalformed)
 }

@@ -33,6 +33,7 @@ type container struct {
 	terminal  *os.File // pty master, nil without; also in outputs
 
 	outputs []*os.File // what is copied into the log
+	taps    []*tap     // attached clients
 	copying sync.WaitGroup
 }
 
@@ -290,7 +291,10 @@ func (p *pod) watch(c *container) {
 	c.drain()
 	p.mu.Lock()
 	c.state = initproto.StateExited
+	taps := c.taps
+	c.taps = nil
 	p.mu.Unlock()
+	c.detach(taps)
 	p.exited(&x)
 }
 
@@ -375,15 +379,9 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	if err != nil {
 		return failure(initproto.FailStart, "read exec", err)
 	}
-	p.mu.Lock()
-	c := p.containers[x.ContainerID]
-	running := c != nil && c.state == initproto.StateRunning
-	p.mu.Unlock()
+	c, notRunning := p.running(x.ContainerID, "exec")
 	if c == nil {
-		return failure(initproto.FailNotFound, "exec", unix.ESRCH)
-	}
-	if !running {
-		return failure(initproto.FailState, "exec", unix.ESRCH)
+		return notRunning
 	}
 	var ns [3]int // pid, mnt, cgroup
 	for i, name := range []string{"pid", "mnt", "cgroup"} {

@@ -22,7 +22,9 @@
 //	  │ Exec (stdio fds) ────────────▶│ … the same, Run with Join …
 //	  │◀──────── Started{pid} | Failed│
 //	  │◀──── Exited (after the journal│ record is written)
-//	  │ Signal, Remove, Reopen, List, Shutdown ▶ Done | Failed | Listing
+//	  │ Attach (pipes) ──────────────▶│  what is printed goes to the log and to them
+//	  │◀────────────── Done (stdin)   │
+//	  │ Signal, Remove, Reopen, CloseStdin, List, Shutdown ▶ Done | Failed | Listing
 //
 // A daemon that starts later connects to the pod's listening socket, gets Ready,
 // reads the exit journal and asks for a Listing. A new connection replaces the

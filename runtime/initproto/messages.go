@@ -4,23 +4,25 @@ package initproto
 type Type uint8
 
 const (
-	TypeSetup    Type = iota + 1 // daemon → pod init, first message; fds: listener, journal, then v1 cgroup.procs
-	TypeReady                    // pod init → daemon: set up, or accepted a new connection
-	TypeCreate                   // daemon → pod init: Container + fds
-	TypeStart                    // daemon → pod init: ID
-	TypeSignal                   // daemon → pod init: ID, signal
-	TypeRemove                   // daemon → pod init: ID
-	TypeReopen                   // daemon → pod init: ID + fd of the new log
-	TypeExec                     // daemon → pod init: Exec + fds
-	TypeList                     // daemon → pod init
-	TypeShutdown                 // daemon → pod init: exit now
-	TypeDone                     // reply: it is done
-	TypeStarted                  // reply: pid, time
-	TypeFailed                   // reply: Failure
-	TypeListing                  // reply: []ContainerInfo
-	TypeExited                   // pod init → daemon: a container or exec ended
-	TypeRun                      // pod init → container init: Container + fds
-	TypeConsole                  // container init → pod init: fd of the pty master
+	TypeSetup      Type = iota + 1 // daemon → pod init, first message; fds: listener, journal, then v1 cgroup.procs
+	TypeReady                      // pod init → daemon: set up, or accepted a new connection
+	TypeCreate                     // daemon → pod init: Container + fds
+	TypeStart                      // daemon → pod init: ID
+	TypeSignal                     // daemon → pod init: ID, signal
+	TypeRemove                     // daemon → pod init: ID
+	TypeReopen                     // daemon → pod init: ID + fd of the new log
+	TypeExec                       // daemon → pod init: Exec + fds
+	TypeList                       // daemon → pod init
+	TypeShutdown                   // daemon → pod init: exit now
+	TypeDone                       // reply: it is done
+	TypeStarted                    // reply: pid, time
+	TypeFailed                     // reply: Failure
+	TypeListing                    // reply: []ContainerInfo
+	TypeExited                     // pod init → daemon: a container or exec ended
+	TypeRun                        // pod init → container init: Container + fds
+	TypeConsole                    // container init → pod init: fd of the pty master
+	TypeAttach                     // daemon → pod init: ID, Attach* bits + pipes for the wanted outputs; reply Done, with the stdin wanted
+	TypeCloseStdin                 // daemon → pod init: ID
 )
 
 // Setup is the body of TypeSetup.
@@ -97,11 +99,18 @@ func DecodeFailure(b []byte) (*Failure, error) {
 	return f, d.end()
 }
 
-// Target is the body of Start, Signal, Remove, Reopen: a container, and a number
+// Bits of an Attach request.
+const (
+	AttachStdin  = 1 << iota // reply with our end of its stdin, or with its terminal
+	AttachStdout             // a pipe comes along
+	AttachStderr             // a pipe comes along, after that of stdout
+)
+
+// Target is the body of Start, Signal, Remove, Reopen, Attach, CloseStdin: a container, and a number
 // whose meaning the type gives.
 type Target struct {
 	ID     string
-	Number int64 // Signal: the signal
+	Number int64 // Signal: the signal; Attach: Attach* bits
 }
 
 // Encode returns the body.

@@ -356,6 +356,47 @@ func (p *Pod) ReopenLog(ctx context.Context, id string, log *os.File) error {
 	return err
 }
 
+// Attach gives a running container's output, from now on, to the pipes stdout and stderr (nil: not wanted; a terminal's
+// output is all stdout), which should be big: an end that is full when output comes is closed, the container never waits. They stay
+// the caller's. Both are closed at the container's end.
+//
+// With stdin set it returns our end of the container's stdin or its terminal, which the caller closes; nil if it has neither.
+func (p *Pod) Attach(ctx context.Context, id string, stdin bool, stdout, stderr *os.File) (*os.File, error) {
+	var bits int64
+	var fds []int
+	if stdin {
+		bits |= initproto.AttachStdin
+	}
+	if stdout != nil {
+		bits |= initproto.AttachStdout
+		fds = append(fds, int(stdout.Fd()))
+	}
+	if stderr != nil {
+		bits |= initproto.AttachStderr
+		fds = append(fds, int(stderr.Fd()))
+	}
+	r, err := p.target(ctx, initproto.TypeAttach, id, bits, fds...)
+	if err != nil || len(r.FDs) == 0 {
+		return nil, err
+	}
+	return openStream(r.TakeFD(0), "stdin")
+}
+
+// CloseStdin ends a container's stdin (stdin_once). Idempotent.
+func (p *Pod) CloseStdin(ctx context.Context, id string) error {
+	_, err := p.target(ctx, initproto.TypeCloseStdin, id, 0)
+	return err
+}
+
+// openStream makes a file of a received pipe or terminal whose reads and writes wait in the poller.
+func openStream(fd int, name string) (*os.File, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl "+name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // ContainerInfo is what the pod init says of a container it holds.
 type ContainerInfo struct {
 	ID        string
@@ -465,11 +506,9 @@ func (p *Pod) Exec(ctx context.Context, a ExecArgs) (*Exec, error) {
 	}
 	e := &Exec{pid: s.PID, exit: exit, done: p.proc.done}
 	if len(r.FDs) == 1 {
-		fd := r.TakeFD(0)
-		if err := unix.SetNonblock(fd, true); err != nil {
-			return nil, os.NewSyscallError("fcntl terminal", err)
+		if e.Terminal, err = openStream(r.TakeFD(0), "terminal"); err != nil {
+			return nil, err
 		}
-		e.Terminal = os.NewFile(uintptr(fd), "terminal")
 	}
 	return e, nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -466,5 +467,60 @@ func TestTerminals(t *testing.T) {
 	}
 	if code, err := x.Wait(p.h.ctx()); code != 0 || err != nil {
 		t.Errorf("got %d, %v, want 0", code, err)
+	}
+}
+
+func TestAttachStream(t *testing.T) {
+	p := newHost(t).pod(nil)
+	id, log := p.create(exampleSpec("/bin/payload", "stdin"), func(a *ContainerArgs) { a.Stdin = true })
+	if _, _, err := p.Start(p.h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	var pipes [2][2]*os.File // a client that reads, one that never does
+	for i := range pipes {
+		var err error
+		if pipes[i][0], pipes[i][1], err = os.Pipe(); err != nil {
+			t.Fatal(err)
+		}
+		defer pipes[i][0].Close()
+	}
+	stdin, err := p.Attach(p.h.ctx(), id, true, pipes[0][1], nil)
+	if err != nil || stdin == nil {
+		t.Fatalf("Attach: got stdin %v, error %v", stdin, err)
+	}
+	if _, err := p.Attach(p.h.ctx(), id, false, pipes[1][1], nil); err != nil {
+		t.Fatal(err)
+	}
+	pipes[0][1].Close()
+	pipes[1][1].Close()
+	line := []byte(strings.Repeat("x", 999) + "\n")
+	read := make(chan int64)
+	go func() {
+		n, _ := io.Copy(io.Discard, pipes[0][0])
+		read <- n
+	}()
+	const lines = 500 // more than the pipe of the client that never reads holds
+	for range lines {
+		if _, err := stdin.Write(line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stdin.Close()
+	if err := p.CloseStdin(p.h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	if x := <-p.exits; x.Code != 0 {
+		t.Errorf("got %+v, want code 0", x)
+	}
+	// The client that read must have all of it, unless it was too slow once: it reads from a 64 KiB pipe as fast as it is written.
+	if n := <-read; n == 0 {
+		t.Errorf("the attached client got nothing")
+	}
+	b, err := os.ReadFile(log)
+	if n := strings.Count(string(b), "\n"); err != nil || n != lines {
+		t.Errorf("the log has %d lines, error %v, want %d: a slow client must not cost any", n, err, lines)
+	}
+	if _, err := p.Attach(p.h.ctx(), id, false, nil, nil); !errors.Is(err, ErrState) {
+		t.Errorf("attach to an exited container: got %v, want ErrState", err)
 	}
 }
