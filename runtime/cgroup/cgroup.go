@@ -161,15 +161,6 @@ func (c *Cgroup) explain(s setting, err error) error {
 	return err
 }
 
-// setDevices makes list the cgroup's device policy. No rules: what the cgroup above has.
-func (c *Cgroup) setDevices(list []specs.LinuxDeviceCgroup) error {
-	rules, err := deviceRules(list)
-	if err != nil {
-		return err
-	}
-	return c.driver.kernel.setDevices(c.driver.devices(), c.path, rules)
-}
-
 // Join is what a process needs to enter a cgroup. The caller closes it.
 type Join struct {
 	// DirFD is the cgroup's directory in the cgroup2 hierarchy, O_PATH, for

@@ -26,8 +26,8 @@ func flat(data string) iter.Seq2[string, uint64] {
 }
 
 // populated says whether cgroup.events has live processes in the cgroup or below.
-func populated(data []byte) bool {
-	for key, v := range flat(string(data)) {
+func populated(data string) bool {
+	for key, v := range flat(data) {
 		if key == "populated" {
 			return v != 0
 		}

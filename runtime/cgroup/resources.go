@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/cgroups"
-	devices "github.com/opencontainers/cgroups/devices/config"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -539,37 +538,6 @@ func value[T any](p *T) (v T) {
 		v = *p
 	}
 	return v
-}
-
-// deviceRules translates OCI's device rules.
-func deviceRules(list []specs.LinuxDeviceCgroup) ([]*devices.Rule, error) {
-	var rules []*devices.Rule
-	for i, d := range list {
-		r := &devices.Rule{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: devices.Permissions(d.Access), Allow: d.Allow}
-		switch d.Type {
-		case "", "a":
-		case "b":
-			r.Type = devices.BlockDevice
-		case "c", "u":
-			r.Type = devices.CharDevice
-		default:
-			return nil, &Error{Kind: ErrInvalid, Step: fmt.Sprintf("device rule %d: type %q", i, d.Type)}
-		}
-		if d.Major != nil && *d.Major >= 0 {
-			r.Major = *d.Major
-		}
-		if d.Minor != nil && *d.Minor >= 0 {
-			r.Minor = *d.Minor
-		}
-		if !r.Permissions.IsValid() || r.Permissions.IsEmpty() {
-			return nil, &Error{Kind: ErrInvalid, Step: fmt.Sprintf("device rule %d: access %q", i, d.Access)}
-		}
-		if r.Type == devices.WildcardDevice && (r.Major != devices.Wildcard || r.Minor != devices.Wildcard) {
-			return nil, &Error{Kind: ErrInvalid, Step: fmt.Sprintf("device rule %d: a device number needs a type", i)}
-		}
-		rules = append(rules, r)
-	}
-	return rules, nil
 }
 
 // Weight is the cpu.weight (1–10000) of cgroup v2 for CPU shares (2–262144; 1024 is 100), by the kubelet's formula.

@@ -77,12 +77,14 @@ type HugepageStats struct {
 
 // reader reads files of one cgroup and keeps the first real error: what is not there is zero.
 type reader struct {
-	c   *Cgroup
-	err error
+	c     *Cgroup
+	found bool // a file was there
+	err   error
 }
 
 func (r *reader) text(tree int, file string) string {
 	data, err := r.c.read(tree, file)
+	r.found = r.found || err == nil
 	// EOPNOTSUPP: pressure files of a kernel with psi=0.
 	if err != nil && r.err == nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		r.err = err
@@ -110,10 +112,6 @@ func (c *Cgroup) Stats() (*Stats, error) {
 	d := c.driver
 	r := &reader{c: c}
 	s := &Stats{At: time.Now(), Memory: MemoryStats{Limit: noLimit}, Pids: PidsStats{Limit: noLimit}, Swap: SwapStats{Limit: noLimit}}
-	// The tracking hierarchy has the cgroup if it exists at all.
-	if _, err := c.read(d.tracker(), "cgroup.procs"); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		return nil, c.errorf("measure", "", err)
-	}
 	r.cpu(s)
 	if t := d.home("memory"); t != absent {
 		if d.trees[t].v2 {
@@ -132,6 +130,9 @@ func (c *Cgroup) Stats() (*Stats, error) {
 		s.CPU.PSI = parsePSI(r.text(u, "cpu.pressure"))
 		s.Memory.PSI = parsePSI(r.text(u, "memory.pressure"))
 		s.IO.PSI = parsePSI(r.text(u, "io.pressure"))
+	}
+	if r.err == nil && !r.found {
+		r.err = unix.ENOENT
 	}
 	if r.err != nil {
 		return nil, c.errorf("measure", "", r.err)
