@@ -106,7 +106,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"host bits", "[network]\nsubnets = [\"10.1.2.3/24\"]", nil, []string{"network.subnets", "10.1.2.0/24"}},
 		{"no subnet", "[network]\nsubnets = []", nil, []string{"network.subnets"}},
 		{"two of a family", "[network]\nsubnets = [\"10.1.0.0/24\", \"10.2.0.0/24\"]", nil, []string{"network.subnets", "one of IPv6"}},
-		{"subnet too small", "[network]\nsubnets = [\"10.1.0.0/30\"]", nil, []string{"network.subnets", "/29"}},
+		{"subnet too small", "[network]\nsubnets = [\"10.1.0.0/31\"]", nil, []string{"network.subnets", "/30"}},
 		{"mtu", "[network]\nmtu = 100", nil, []string{"network.mtu = 100"}},
 		{"parallel layers", "[image]\nparallel_layers = 0", nil, []string{"image.parallel_layers = 0"}},
 		{"limit", "[image]\nmax_layers = 0", nil, []string{"image.max_layers = 0"}},

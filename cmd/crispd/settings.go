@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/crisp-cri/crisp/network/bridge"
+	"github.com/crisp-cri/crisp/network/netns"
 )
 
 // Config is the daemon's configuration: what Defaults says, with the file's and
@@ -36,12 +39,15 @@ type CgroupConfig struct {
 
 // NetworkConfig says how pods get their network.
 type NetworkConfig struct {
-	Mode     string         `toml:"mode" comment:"\"bridge\": the embedded one"`
-	Bridge   string         `toml:"bridge" comment:"Name of the bridge that is made"`
-	Table    string         `toml:"table" comment:"Name of the nftables table (family inet) that is made; no other is touched"`
-	Subnets  []netip.Prefix `toml:"subnets" comment:"Pods' addresses until the kubelet names a pod CIDR: one range of IPv4, IPv6 or both"`
-	MTU      int            `toml:"mtu" comment:"0: that of the link with the default route"`
-	NetNSDir string         `toml:"netns_dir" comment:"Where pods' network namespaces are visible to ip netns and others"`
+	Mode             string         `toml:"mode" comment:"\"bridge\": the embedded one"`
+	Bridge           string         `toml:"bridge" comment:"Name of the bridge that is made"`
+	Table            string         `toml:"table" comment:"Name of the nftables tables (families inet and bridge) that are made; no others are touched"`
+	Subnets          []netip.Prefix `toml:"subnets" comment:"Pods' addresses until the kubelet names a pod CIDR: one range of IPv4, IPv6 or both, the primary family first"`
+	MTU              int            `toml:"mtu" comment:"0: that of the link with the default route"`
+	Masquerade       bool           `toml:"masquerade" comment:"Hide pods behind the host's address when they talk to the outside"`
+	MasqueradeExcept []netip.Prefix `toml:"masquerade_except" comment:"Destinations that see pods' own addresses: other nodes' ranges, when there are routes to them"`
+	AntiSpoof        bool           `toml:"anti_spoof" comment:"Pods send from their own addresses only"`
+	NetNSDir         string         `toml:"netns_dir" comment:"Where pods' network namespaces are visible to ip netns and others"`
 }
 
 // ImageConfig says how images are pulled and kept.
@@ -75,11 +81,14 @@ func Defaults() *Config {
 		DrainTimeout: Duration(30 * time.Second),
 		Cgroup:       CgroupConfig{Driver: "cgroupfs", Root: "/crisp"},
 		Network: NetworkConfig{
-			Mode:     "bridge",
-			Bridge:   "crisp0",
-			Table:    "crisp",
-			Subnets:  []netip.Prefix{netip.MustParsePrefix("10.85.0.0/16"), netip.MustParsePrefix("fd63:7269:7370::/64")},
-			NetNSDir: "/run/netns",
+			Mode:             "bridge",
+			Bridge:           bridge.DefaultBridge,
+			Table:            bridge.DefaultTable,
+			Subnets:          bridge.DefaultSubnets(),
+			Masquerade:       true,
+			MasqueradeExcept: []netip.Prefix{},
+			AntiSpoof:        true,
+			NetNSDir:         netns.DefaultDir,
 		},
 		Image: ImageConfig{
 			CertsDir:        "/etc/crisp/certs.d",
@@ -111,7 +120,7 @@ var (
 	// linkName is what the kernel takes (dev_valid_name, IFNAMSIZ 16) and a user can type.
 	linkName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`)
 	// tableName is what nft(8) takes without quotes.
-	tableName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,30}$`)
+	tableName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,30}$`)
 	capName   = regexp.MustCompile(`^CAP_[A-Z_]+$`)
 	sysctlKey = regexp.MustCompile(`^[a-z0-9_]+([./][a-zA-Z0-9_-]+)+$`)
 )
@@ -165,7 +174,7 @@ func (n *NetworkConfig) validate() (errs []error) {
 		wrong("bridge", n.Bridge, "a link name: at most 15 letters, digits, _ . -")
 	}
 	if !tableName.MatchString(n.Table) {
-		wrong("table", n.Table, "a table name: at most 31 letters, digits, _ . -")
+		wrong("table", n.Table, "a table name: at most 31 letters, digits, _ -")
 	}
 	families := map[bool]int{}
 	for _, s := range n.Subnets {
@@ -173,14 +182,19 @@ func (n *NetworkConfig) validate() (errs []error) {
 		switch {
 		case s.Masked() != s:
 			wrong("subnets", s, fmt.Sprintf("no host bits: %s", s.Masked()))
-		case s.Addr().Is4() && (s.Bits() < 8 || s.Bits() > 29):
-			wrong("subnets", s, "an IPv4 range from /8 to /29")
-		case s.Addr().Is6() && (s.Bits() < 48 || s.Bits() > 120):
-			wrong("subnets", s, "an IPv6 range from /48 to /120")
+		case s.Addr().Is4() && (s.Bits() < 8 || s.Bits() > 30):
+			wrong("subnets", s, "an IPv4 range from /8 to /30")
+		case s.Addr().Is6() && (s.Bits() < 8 || s.Bits() > 126):
+			wrong("subnets", s, "an IPv6 range from /8 to /126")
 		}
 	}
 	if len(n.Subnets) == 0 || families[true] > 1 || families[false] > 1 {
 		wrong("subnets", n.Subnets, "one range, or one of IPv4 and one of IPv6")
+	}
+	for _, p := range n.MasqueradeExcept {
+		if p.Bits() == 0 || p.Masked() != p {
+			wrong("masquerade_except", p, "a range without host bits, and not all of them")
+		}
 	}
 	// 1280: RFC 8200 section 5, the least that IPv6 works with.
 	if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
