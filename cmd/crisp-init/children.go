@@ -100,6 +100,7 @@ func (c *children) namespace(ch *child, name string) (int, error) {
 // birth says how a child is born.
 type birth struct {
 	role     string // argument of crisp-init
+	oomScore string // its second; "": as ours
 	title    string // argv[0], for ps
 	clone    uintptr
 	files    [4]int // its 0–3
@@ -126,9 +127,13 @@ func (c *children) fork(self string, b birth) (*child, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	args := []string{b.title, b.role}
+	if b.oomScore != "" {
+		args = append(args, b.oomScore)
+	}
 	var pid int
 	err := c.bornIn(b.pidNS, func() (err error) {
-		pid, err = syscall.ForkExec(self, []string{b.title, b.role}, &attr)
+		pid, err = syscall.ForkExec(self, args, &attr)
 		return err
 	})
 	if err != nil {

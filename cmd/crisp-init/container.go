@@ -50,8 +50,8 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 			return failed("make cgroup namespace", &sys.Error{Op: "unshare", Err: err})
 		}
 	}
-	// 2. While /proc is still the base namespace's own: the container has had no hand in it.
-	warnings, s := setOOMScoreAdj(&c.Process)
+	// 2. Was set first of all, through the base namespace's /proc: the container has had no hand in that.
+	warnings, s := oomScore(&c.Process)
 	if s != nil {
 		return s
 	}
@@ -104,26 +104,16 @@ func joinCgroups(fds []int, first, n int) *step {
 	return nil
 }
 
-// setOOMScoreAdj writes /proc/self/oom_score_adj. Without CAP_SYS_RESOURCE the value cannot go below
+// oomScore reports what became of the oom_score_adj that main has set. Without CAP_SYS_RESOURCE the value cannot go below
 // the one we have: then it stays, with a warning.
-func setOOMScoreAdj(p *initproto.Process) (warnings []string, s *step) {
-	if !p.SetOOMScoreAdj {
+func oomScore(p *initproto.Process) (warnings []string, s *step) {
+	switch {
+	case !p.SetOOMScoreAdj || oomScoreErr == nil:
 		return nil, nil
-	}
-	const path = "/proc/self/oom_score_adj"
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, failed("set oom_score_adj", &sys.Error{Op: "open", Path: path, Err: err})
-	}
-	defer unix.Close(fd)
-	_, err = unix.Write(fd, strconv.AppendInt(nil, p.OOMScoreAdj, 10))
-	if err == unix.EACCES || err == unix.EPERM {
+	case errors.Is(oomScoreErr, unix.EACCES) || errors.Is(oomScoreErr, unix.EPERM):
 		return []string{"oom_score_adj " + strconv.FormatInt(p.OOMScoreAdj, 10) + " is below what this host allows us; kept as it is"}, nil
 	}
-	if err != nil {
-		return nil, failed("set oom_score_adj", &sys.Error{Op: "write", Path: path, Err: err})
-	}
-	return nil, nil
+	return nil, failed("set oom_score_adj", oomScoreErr)
 }
 
 // console opens a terminal in the container's own devpts, makes it stdin, stdout, stderr, controlling

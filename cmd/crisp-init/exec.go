@@ -34,7 +34,7 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 	if s := joinCgroups(fds, x.ProcsFD, x.Procs); s != nil {
 		return s
 	}
-	warnings, s := setOOMScoreAdj(&x.Process)
+	warnings, s := oomScore(&x.Process)
 	if s != nil {
 		return s
 	}

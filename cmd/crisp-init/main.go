@@ -1,5 +1,5 @@
 // Command crisp-init is the process of a pod. It is started by crispd, never by hand, in one of
-// four roles (its first argument):
+// four roles (its first argument; the second, if there is one, is its oom_score_adj):
 //
 //	pod        the pod's first process: holds its namespaces, is the parent of its containers,
 //	           writes their logs, collects their exits (pod.go, children.go, start.go)
@@ -18,6 +18,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/sys"
 )
 
 // controlFD is the descriptor of the control socket that every role but the reaper starts with.
@@ -27,10 +29,18 @@ const controlFD = 3
 // no_new_privs belong to a thread, and execve(2) keeps those of the thread that calls it.
 func init() { runtime.LockOSThread() }
 
+// oomScoreErr is why the oom_score_adj of our second argument could not be set.
+var oomScoreErr error
+
 func main() {
 	role := ""
 	if len(os.Args) > 1 {
 		role = os.Args[1]
+	}
+	// A process that is not dumpable belongs to the host's root, in whose user namespace we may not be: what is
+	// to be written to our own files below /proc is written first, proc_pid(5).
+	if len(os.Args) > 2 {
+		oomScoreErr = setOOMScoreAdj(os.Args[2])
 	}
 	// Nobody may look into us with ptrace(2) or /proc/PID/{fd,mem,root}: between setns and execve we
 	// are visible in the container's PID namespace (CVE-2016-9962).
@@ -54,6 +64,20 @@ func main() {
 	default:
 		fatal("crisp-init is started by crispd; role "+role, unix.EINVAL)
 	}
+}
+
+// setOOMScoreAdj writes our oom_score_adj, which everything we start inherits.
+func setOOMScoreAdj(value string) error {
+	const path = "/proc/self/oom_score_adj"
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &sys.Error{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return &sys.Error{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
 
 // fatal ends the process before it has anybody to tell; the daemon keeps the pod init's stderr

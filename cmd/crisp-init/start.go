@@ -90,6 +90,13 @@ func (p *pod) start(id string) initproto.Message {
 	return reply
 }
 
+func oomArgument(p *initproto.Process) string {
+	if !p.SetOOMScoreAdj {
+		return ""
+	}
+	return strconv.FormatInt(p.OOMScoreAdj, 10)
+}
+
 // stdio are the two ends of a child's standard streams.
 type stdio struct {
 	child [3]int // given to it, closed by us after the fork
@@ -147,6 +154,7 @@ func (p *pod) launch(c *container) initproto.Message {
 		return failure(initproto.FailStart, "make stdio", err)
 	}
 	b := birth{role: "container", title: "crisp-init: container " + short(c.id), clone: unix.CLONE_NEWNS, cgroupFD: -1, pidNS: -1}
+	b.oomScore = oomArgument(&c.plan.Process)
 	if c.plan.CgroupFD >= 0 {
 		b.cgroupFD = c.msg.FDs[c.plan.CgroupFD]
 	}
@@ -392,6 +400,7 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	}
 	defer closeAll(ns[:])
 	b := birth{role: "exec", title: "crisp-init: exec in " + short(c.id), cgroupFD: -1, pidNS: ns[0]}
+	b.oomScore = oomArgument(&x.Process)
 	if x.CgroupFD >= 0 {
 		b.cgroupFD = m.FDs[x.CgroupFD]
 	}

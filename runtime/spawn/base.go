@@ -171,7 +171,7 @@ func attach(fd, dir int, path string) error {
 
 // clonePod clones a pod init from the thread: born in its namespaces, a copy of the base mount
 // namespace and, on cgroup v2, its cgroup.
-func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*os.File, flags uintptr, cgroup *os.File) (pid, pidfd int, err error) {
+func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*os.File, flags uintptr, cgroup *os.File, ids *IDMap) (pid, pidfd int, err error) {
 	pidfd = -1
 	attr := &syscall.ProcAttr{
 		Env:   env,
@@ -180,6 +180,15 @@ func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*
 	}
 	if cgroup != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cgroup.Fd())
+	}
+	if ids != nil {
+		// One clone makes all namespaces, and the kernel makes the user namespace first: it owns the others. The child must become
+		// its root before execve, or it loses its capabilities, capabilities(7).
+		attr.Sys.Cloneflags |= unix.CLONE_NEWUSER
+		attr.Sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.UID), Size: int(ids.Size)}}
+		attr.Sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.GID), Size: int(ids.Size)}}
+		attr.Sys.GidMappingsEnableSetgroups = true
+		attr.Sys.Credential = &syscall.Credential{Uid: 0, Gid: 0}
 	}
 	path := filepath.Join("/proc/self/fd", fmt.Sprint(image.Fd()))
 	t.do(func() { pid, err = syscall.ForkExec(path, []string{title, "pod"}, attr) })

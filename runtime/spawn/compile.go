@@ -34,6 +34,7 @@ type source struct {
 	readonlyRecursive bool
 	propagation       uint64 // MS_PRIVATE, MS_SLAVE, MS_SHARED
 	propagateBelow    bool   // rprivate, rslave, rshared
+	idmap             bool   // to the pod's user namespace
 }
 
 // flagAttr are mount options that mount_setattr(2) knows.
@@ -59,8 +60,9 @@ var kindOf = map[string]initproto.MountKind{
 // ShmSource is the Mount.Source of the pod-wide /dev/shm.
 const ShmSource = "crisp:shm"
 
-// compile turns a specification into a plan. It is pure: no system call but for the descriptors' numbers.
-func compile(a *ContainerArgs) (*compiled, error) {
+// compile turns a specification into a plan. It is pure: no system call but for the descriptors' numbers. userns: the
+// pod has a user namespace of its own.
+func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 	s := a.Spec
 	if s == nil || s.Process == nil || s.Root == nil || s.Linux == nil {
 		return nil, fmt.Errorf("%w: process, root and linux must be there", ErrInvalid)
@@ -124,6 +126,10 @@ func compile(a *ContainerArgs) (*compiled, error) {
 		if err != nil {
 			return nil, err
 		}
+		if userns { // mknod(2) is the host's root's alone
+			c.bind(initproto.Mount{Target: node.Path}, source{path: node.Path, propagation: unix.MS_PRIVATE})
+			continue
+		}
 		c.plan.Devices = append(c.plan.Devices, node)
 	}
 	if len(c.plan.Masked) > 0 {
@@ -157,6 +163,7 @@ func (c *compiled) mount(m *specs.Mount, cgroups map[string]string) error {
 	step := initproto.Mount{Target: path.Clean(m.Destination), FD: -1}
 	src := source{path: m.Source, propagation: unix.MS_PRIVATE, propagateBelow: true}
 	bind := m.Type == "bind"
+	src.idmap = len(m.UIDMappings) > 0
 	for _, o := range m.Options {
 		key, value, hasValue := strings.Cut(o, "=")
 		if below := strings.TrimPrefix(o, "r"); propagationOf[o] != 0 || propagationOf[below] != 0 {

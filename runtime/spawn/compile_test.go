@@ -61,6 +61,10 @@ func TestPlans(t *testing.T) {
 			a.Log, a.Stdin, a.StdinOnce = f, true, true
 			a.PID, a.TargetID = PIDTarget, "other"
 		}},
+		{"userns", func(s *specs.Spec, a *ContainerArgs) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: "/host/data", Options: []string{"rbind"},
+				UIDMappings: []specs.LinuxIDMapping{{Size: 65536}}})
+		}},
 		{"dev-of-the-host", func(s *specs.Spec, a *ContainerArgs) {
 			s.Mounts[1] = specs.Mount{Destination: "/dev", Type: "bind", Source: "/host/dev", Options: []string{"rbind"}}
 		}},
@@ -69,7 +73,7 @@ func TestPlans(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			a := ContainerArgs{ID: "c0ffee", Spec: exampleSpec("payload", "true"), Rootfs: f}
 			tt.change(a.Spec, &a)
-			c, err := compile(&a)
+			c, err := compile(&a, tt.name == "userns")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,11 +82,11 @@ func TestPlans(t *testing.T) {
 				Mount                        int
 				Recursive, ReadonlyRecursive bool
 				Attr, Propagation            uint64
-				PropagateBelow               bool
+				PropagateBelow, IDMap        bool
 			}
 			var sources []src
 			for _, s := range c.sources {
-				sources = append(sources, src{s.path, s.mount, s.recursive, s.readonlyRecursive, s.attr, s.propagation, s.propagateBelow})
+				sources = append(sources, src{s.path, s.mount, s.recursive, s.readonlyRecursive, s.attr, s.propagation, s.propagateBelow, s.idmap})
 			}
 			got, err := json.MarshalIndent(map[string]any{"plan": c.plan, "sources": sources, "donated": len(c.donated)}, "", "  ")
 			if err != nil {
@@ -139,7 +143,7 @@ func TestCompileRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			a := ContainerArgs{ID: "c", Spec: exampleSpec("payload"), Rootfs: f}
 			tt.change(a.Spec, &a)
-			if _, err := compile(&a); !errors.Is(err, ErrInvalid) {
+			if _, err := compile(&a, false); !errors.Is(err, ErrInvalid) {
 				t.Errorf("got %v, want ErrInvalid", err)
 			}
 		})

@@ -56,18 +56,27 @@ func (p *Pod) Done() <-chan struct{} { return p.proc.done }
 func (p *Pod) PID() int { return p.handle.PID }
 
 // NetNS opens the pod's network namespace. The caller closes it.
-func (p *Pod) NetNS() (*os.File, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", p.handle.PID))
-	if err == nil {
-		select {
-		case <-p.proc.done: // the pid may be somebody else's by now
-			f.Close()
-			return nil, ErrGone
-		default:
-			return f, nil
-		}
+func (p *Pod) NetNS() (*os.File, error) { return p.namespace("net") }
+
+// UserNS opens the pod's user namespace; nil, nil if it is the host's. The caller closes it.
+func (p *Pod) UserNS() (*os.File, error) {
+	if !p.handle.Userns {
+		return nil, nil
 	}
-	return nil, err
+	return p.namespace("user")
+}
+
+func (p *Pod) namespace(name string) (*os.File, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", p.handle.PID, name))
+	select {
+	case <-p.proc.done: // the pid may be somebody else's by now
+		if err == nil {
+			f.Close()
+		}
+		return nil, ErrGone
+	default:
+		return f, err
+	}
 }
 
 // Close ends the daemon's side; the pod lives on.
@@ -308,11 +317,18 @@ func (p *Pod) target(ctx context.Context, t initproto.Type, id string, number in
 // It opens the sources of the mounts: a source on a dead network mount hangs that call only, until
 // ctx ends, and leaks one thread for as long as the mount is dead.
 func (p *Pod) Create(ctx context.Context, a ContainerArgs) error {
-	c, err := compile(&a)
+	c, err := compile(&a, p.handle.Userns)
 	if err != nil {
 		return err
 	}
-	body, fds, err := openSources(ctx, c)
+	userns, err := p.UserNS()
+	if err != nil {
+		return fmt.Errorf("open user namespace: %w", err)
+	}
+	body, fds, err := openSources(ctx, c, userns)
+	if userns != nil {
+		userns.Close()
+	}
 	if err != nil {
 		return err
 	}

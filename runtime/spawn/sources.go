@@ -18,14 +18,23 @@ import (
 //
 // Needs: CAP_SYS_ADMIN. Undo: closing the descriptors. Trust: the paths come from the kubelet; what they lead to is
 // resolved once, here, and never again by name (CVE-2021-25741).
-func openSources(ctx context.Context, c *compiled) (body []byte, fds []int, err error) {
+func openSources(ctx context.Context, c *compiled, userns *os.File) (body []byte, fds []int, err error) {
 	type result struct {
 		fds []int
 		err error
 	}
 	done := make(chan result, 1)
+	ns := -1
+	if userns != nil { // a duplicate: the opener may outlive us
+		if ns, err = unix.FcntlInt(userns.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			return nil, nil, os.NewSyscallError("fcntl", err)
+		}
+	}
 	go func() { // may hang on a dead network mount, in the kernel: then it is left alone
-		fds, err := c.open()
+		fds, err := c.open(ns)
+		if ns >= 0 {
+			unix.Close(ns)
+		}
 		select {
 		case <-ctx.Done():
 			closeFDs(fds)
@@ -54,10 +63,10 @@ func closeFDs(fds []int) {
 	}
 }
 
-func (c *compiled) open() (fds []int, err error) {
+func (c *compiled) open(userns int) (fds []int, err error) {
 	for i := range c.sources {
 		s := &c.sources[i]
-		fd, isFile, err := s.open()
+		fd, isFile, err := s.open(userns)
 		if err != nil {
 			closeFDs(fds)
 			if s.mount < 0 {
@@ -74,7 +83,7 @@ func (c *compiled) open() (fds []int, err error) {
 }
 
 // open makes a detached mount of the source, with its attributes and propagation.
-func (s *source) open() (fd int, isFile bool, err error) {
+func (s *source) open(userns int) (fd int, isFile bool, err error) {
 	fd, err = sys.CloneMount(unix.AT_FDCWD, s.path, s.recursive)
 	if err != nil {
 		return -1, false, unwrapErrno(err)
@@ -103,6 +112,14 @@ func (s *source) open() (fd int, isFile bool, err error) {
 			return fd, false, unwrapErrno(err)
 		}
 	}
+	if s.idmap {
+		if userns < 0 {
+			return fd, false, fmt.Errorf("%w: an id-mapped mount needs a pod with a user namespace", ErrInvalid)
+		}
+		if err := idmapMount(fd, userns, s.recursive); err != nil {
+			return fd, false, err
+		}
+	}
 	if s.attr != 0 {
 		attr := unix.MountAttr{Attr_set: s.attr}
 		if s.attr&(unix.MOUNT_ATTR_NOATIME|unix.MOUNT_ATTR_STRICTATIME) != 0 {
@@ -116,6 +133,18 @@ func (s *source) open() (fd int, isFile bool, err error) {
 		}
 	}
 	return fd, st.Mode&unix.S_IFMT != unix.S_IFDIR, nil
+}
+
+// idmapMount maps the owners of a detached mount to a user namespace, mount_setattr(2).
+func idmapMount(fd, userns int, recursive bool) error {
+	err := sys.SetMountAttr(fd, recursive, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns)})
+	if errors.Is(err, unix.EINVAL) {
+		var st unix.Statfs_t
+		if unix.Fstatfs(fd, &st) == nil {
+			return fmt.Errorf("%w: its file system (type %#x), or one mounted below it, cannot be id-mapped for the pod's user namespace", ErrUnsupported, st.Type)
+		}
+	}
+	return unwrapErrno(err)
 }
 
 // checkPropagation: mounts can travel only through a shared mount (HostToContainer: or one that is
@@ -176,6 +205,17 @@ func (s *Spawner) MountRootfs(ctx context.Context, r RootfsArgs) (*os.File, erro
 			f.Close()
 		}
 	}()
+	mapped := func(path string) (string, error) {
+		fd, err := sys.CloneMount(unix.AT_FDCWD, path, false)
+		if err != nil {
+			return "", err
+		}
+		opened = append(opened, os.NewFile(uintptr(fd), path))
+		if err := idmapMount(fd, int(r.UserNS.Fd()), false); err != nil {
+			return "", fmt.Errorf("layer %s: %w", path, err)
+		}
+		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	}
 	byFD := func(path string) (string, error) {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -185,8 +225,12 @@ func (s *Spawner) MountRootfs(ctx context.Context, r RootfsArgs) (*os.File, erro
 		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
 	}
 	var options [][2]string
+	layer := byFD
+	if r.UserNS != nil {
+		layer = mapped
+	}
 	for _, l := range r.Lower {
-		p, err := byFD(l)
+		p, err := layer(l)
 		if err != nil {
 			return nil, err
 		}

@@ -59,6 +59,10 @@ type PodArgs struct {
 	Sysctls     map[string]string // validated by the caller: only namespaced ones; written in the pod's namespaces
 	ShmSize     int64             // bytes of the pod-wide /dev/shm; 0: 64 MiB
 
+	// Userns makes a user namespace for the pod, which owns all its other namespaces; nil: the host's. Needs Linux 6.3
+	// (id-mapped tmpfs), and file systems that can be id-mapped.
+	Userns *IDMap
+
 	// Cgroup to be born in: DirFD for CLONE_INTO_CGROUP (nil on pure v1) and
 	// the v1 cgroup.procs files. Owned by the caller.
 	CgroupDir   *os.File
@@ -69,18 +73,27 @@ type PodArgs struct {
 	RunDir string
 }
 
+// IDMap maps the ids 0 … Size−1 of a user namespace to UID … and GID … of the host, user_namespaces(7).
+type IDMap struct {
+	UID, GID uint32
+	Size     uint32
+}
+
 // Handle finds a pod init again. It is stored in the pod's record.
 type Handle struct {
 	PID       int    `json:"pid"`
 	StartTime uint64 `json:"startTime"` // field 22 of /proc/PID/stat, clock ticks
 	BootID    string `json:"bootID"`
 	RunDir    string `json:"runDir"`
+	Userns    bool   `json:"userns,omitempty"` // it has a user namespace of its own
 }
 
 // RootfsArgs describe a container's root file system: an overlay.
 type RootfsArgs struct {
 	Lower       []string // topmost first, absolute paths
 	Upper, Work string   // directories that exist and are empty at first use
+	// UserNS of the pod, nil: the host's. The layers are id-mapped to it; Upper and Work must belong to its root.
+	UserNS *os.File
 }
 
 // PIDMode says which PID namespace a container gets.
@@ -101,7 +114,9 @@ type ContainerArgs struct {
 	// Linux.Seccomp are not read: the cgroup is made by the caller, the filter comes compiled.
 	// Mounts: type "bind" (options bind/rbind, ro/rw/rro, private/rprivate/rslave/rshared, nosuid, nodev,
 	// noexec), proc, sysfs, tmpfs, devpts, mqueue, cgroup; the special source
-	// "crisp:shm" is the pod-wide /dev/shm.
+	// "crisp:shm" is the pod-wide /dev/shm. A bind mount with UIDMappings is id-mapped to
+	// the pod's user namespace (the mappings' values are not read: they are the pod's). In a pod with a user
+	// namespace devices are bound from the host's nodes instead of made.
 	Spec *specs.Spec
 	// Rootfs is the detached overlay mount from Spawner.MountRootfs. Create hands
 	// it (a duplicate) to the pod init; the caller closes its own.

@@ -524,3 +524,89 @@ func TestAttachStream(t *testing.T) {
 		t.Errorf("attach to an exited container: got %v, want ErrState", err)
 	}
 }
+
+func TestUserNamespace(t *testing.T) {
+	h := newHost(t)
+	ids := &IDMap{UID: 700000, GID: 800000, Size: 65536}
+	p := h.pod(func(a *PodArgs) {
+		a.Userns, a.Sysctls = ids, map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
+	})
+	volume := filepath.Join(h.dir, "volume")
+	if err := os.Mkdir(volume, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	userns, err := p.UserNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer userns.Close()
+	adj := 500
+	spec := func(args ...string) *specs.Spec {
+		s := exampleSpec(args...)
+		s.Process.OOMScoreAdj = &adj
+		s.Mounts = append(s.Mounts, specs.Mount{
+			Destination: "/volume", Type: "bind", Source: volume, Options: []string{"rbind"}, UIDMappings: []specs.LinuxIDMapping{{Size: 65536}},
+		})
+		return s
+	}
+	create := func(s *specs.Spec) (string, string) {
+		dir := filepath.Join(h.dir, newID())
+		upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+		for _, d := range []string{upper, work} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chown(d, int(ids.UID), int(ids.GID)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		root, err := h.MountRootfs(h.ctx(), RootfsArgs{Lower: []string{h.lower()}, Upper: upper, Work: work, UserNS: userns})
+		if err != nil {
+			t.Fatalf("MountRootfs: %v", err)
+		}
+		defer root.Close()
+		return p.create(s, func(a *ContainerArgs) { a.Rootfs = root })
+	}
+	id, log := create(spec("/bin/payload", "stat", "/bin/payload", "/dev/null", "/volume"))
+	if _, _, err := p.Start(h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	x := <-p.exits
+	b, _ := os.ReadFile(log)
+	if x.Code != 0 || !strings.Contains(string(b), "/bin/payload mode=0100755 uid=0 ") || !strings.Contains(string(b), "/volume mode=040700 uid=0 ") ||
+		!strings.Contains(string(b), "/dev/null mode=020666") {
+		t.Errorf("got %+v, log:\n%s\nwant image and volume to belong to root", x, b)
+	}
+	id, log = create(spec("/bin/payload", "cat", "/proc/self/uid_map", "/proc/self/oom_score_adj"))
+	if _, _, err := p.Start(h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	x = <-p.exits
+	b, _ = os.ReadFile(log)
+	if x.Code != 0 || !strings.Contains(string(b), "700000") || !strings.Contains(string(b), " 500\n") {
+		t.Errorf("got %+v, log:\n%s\nwant a mapping to 700000 and 500", x, b)
+	}
+	id, log = create(spec("/bin/payload", "mkfile", "/volume/f", "text"))
+	if _, _, err := p.Start(h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	x = <-p.exits
+	var st unix.Stat_t
+	err = unix.Stat(filepath.Join(volume, "f"), &st)
+	b, _ = os.ReadFile(log)
+	if x.Code != 0 || err != nil || st.Uid != 0 {
+		t.Errorf("got %+v, owner %d, error %v, log:\n%s\nwant a file of root's on the volume", x, st.Uid, err, b)
+	}
+	id, _ = create(spec("/bin/payload", "sleep", "1000"))
+	if _, _, err := p.Start(h.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	proc := *spec("/bin/payload", "true").Process
+	e, err := p.Exec(h.ctx(), ExecArgs{ContainerID: id, ExecID: "e", Process: &proc})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, err := e.Wait(h.ctx()); code != 0 || err != nil {
+		t.Errorf("exec: got %d, %v", code, err)
+	}
+}

@@ -95,7 +95,7 @@ func (s *Spawner) StartPod(ctx context.Context, a PodArgs, onExit func(Exit)) (*
 		flags |= unix.CLONE_NEWIPC
 	}
 	pid, pidfd, err := s.thread.clonePod(s.image, "crisp-init: "+a.Title, podEnv,
-		[4]*os.File{s.null, s.null, stderr, theirsFile}, flags, a.CgroupDir)
+		[4]*os.File{s.null, s.null, stderr, theirsFile}, flags, a.CgroupDir, a.Userns)
 	theirsFile.Close()
 	if err != nil {
 		unix.Close(ours)
@@ -179,6 +179,7 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 		return fail(fmt.Errorf("expected Ready, got message type %d", m.Type))
 	}
 	h := Handle{PID: proc.pid, StartTime: start, BootID: boot, RunDir: a.RunDir}
+	h.Userns = a.Userns != nil
 	return newPod(h, proc, conn, onExit), nil
 }
 
