@@ -62,7 +62,8 @@ func TestLoad(t *testing.T) {
 		{"lists replace", "[runtime]\ndefault_capabilities = [\"CAP_KILL\"]", nil, func(c *Config) bool {
 			return len(c.Runtime.DefaultCapabilities) == 1 && c.Runtime.DefaultCapabilities[0] == "CAP_KILL"
 		}},
-		{"empty list replaces", "[runtime]\ndefault_capabilities = []", nil, func(c *Config) bool { return len(c.Runtime.DefaultCapabilities) == 0 }},
+		{"empty list replaces", "[network]\nmasquerade_except = []\n[image]\npinned = []", nil, func(c *Config) bool { return len(c.Image.Pinned) == 0 }},
+		{"handlers", "[runtime]\nhandlers = [\"crisp\"]", nil, func(c *Config) bool { return len(c.Runtime.Handlers) == 1 }},
 		{"sysctls are added", "[runtime.default_sysctls]\n\"kernel.shm_rmid_forced\" = \"1\"", nil, func(c *Config) bool { return len(c.Runtime.DefaultSysctls) == 3 }},
 		{"set a list", "", []string{"--set", `network.subnets=["10.9.0.0/24"]`}, func(c *Config) bool {
 			return len(c.Network.Subnets) == 1 && c.Network.Subnets[0].String() == "10.9.0.0/24"
@@ -112,6 +113,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"limit", "[image]\nmax_layers = 0", nil, []string{"image.max_layers = 0"}},
 		{"too many layers", "[image]\nmax_layers = 501", nil, []string{"image.max_layers = 501", "500"}},
 		{"capability", "[runtime]\ndefault_capabilities = [\"chown\"]", nil, []string{`runtime.default_capabilities = "chown"`}},
+		{"no capability", "[runtime]\ndefault_capabilities = []", nil, []string{"runtime.default_capabilities", "ALL"}},
+		{"handler", "[runtime]\nhandlers = [\"A B\"]", nil, []string{"runtime.handlers"}},
 		{"seccomp", "[runtime]\nunset_seccomp_profile = \"None\"", nil, []string{"runtime.unset_seccomp_profile"}},
 		{"sysctl", "[runtime.default_sysctls]\n\"../x\" = \"1\"", nil, []string{"runtime.default_sysctls"}},
 		{"several at once", "log_level = 99\n[network]\nmtu = 1", nil, []string{"log_level = 99", "network.mtu = 1"}},

@@ -69,6 +69,7 @@ type RuntimeConfig struct {
 	InitPath            string            `toml:"init_path" comment:"The pod init. \"\": crisp-init beside crispd. Copied into sealed memory at start; replacing the file touches no running pod."`
 	DefaultCapabilities []string          `toml:"default_capabilities" comment:"Of containers that do not say otherwise; the same 14 as containerd and Docker"`
 	UnsetSeccompProfile string            `toml:"unset_seccomp_profile" comment:"For containers whose config names no seccomp profile: \"Unconfined\" or \"RuntimeDefault\""`
+	Handlers            []string          `toml:"handlers" comment:"Names of runtime handlers (RuntimeClass) that mean this runtime, besides \"\""`
 	DefaultSysctls      map[string]string `toml:"default_sysctls" comment:"Of pods with their own network, unless the pod sets them"`
 }
 
@@ -107,6 +108,7 @@ func Defaults() *Config {
 				"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 			},
 			UnsetSeccompProfile: "Unconfined",
+			Handlers:            []string{},
 			// containerd's since 2.0 (config version 3).
 			DefaultSysctls: map[string]string{
 				"net.ipv4.ip_unprivileged_port_start": "0",
@@ -122,6 +124,7 @@ var (
 	// tableName is what nft(8) takes without quotes.
 	tableName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,30}$`)
 	capName   = regexp.MustCompile(`^CAP_[A-Z_]+$`)
+	dnsLabel  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 	sysctlKey = regexp.MustCompile(`^[a-z0-9_]+([./][a-zA-Z0-9_-]+)+$`)
 )
 
@@ -230,6 +233,15 @@ func (i *ImageConfig) validate() (errs []error) {
 func (r *RuntimeConfig) validate() (errs []error) {
 	wrong := func(key string, value any, want string) {
 		errs = append(errs, fmt.Errorf("runtime.%s = %v: want %s", key, quote(value), want))
+	}
+	if len(r.DefaultCapabilities) == 0 {
+		wrong("default_capabilities", r.DefaultCapabilities, "at least one; a pod that needs none drops ALL")
+	}
+	for _, h := range r.Handlers {
+		// RuntimeClass.handler is a DNS label (Kubernetes node.k8s.io/v1).
+		if !dnsLabel.MatchString(h) {
+			wrong("handlers", h, "a DNS label")
+		}
 	}
 	for _, c := range r.DefaultCapabilities {
 		if !capName.MatchString(c) {
