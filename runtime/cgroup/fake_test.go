@@ -76,6 +76,7 @@ var controllerFiles = map[string]map[string]string{
 		"memory.soft_limit_in_bytes": "9223372036854771712", "memory.usage_in_bytes": "0", "memory.swappiness": "60", "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n"},
 	"cpuset":  {"cpuset.cpus": "", "cpuset.mems": ""},
 	"pids":    {"pids.max": "max", "pids.current": "0"},
+	"devices": {"devices.deny": "", "devices.allow": "", "devices.list": "a *:* rwm"},
 	"blkio":   {"blkio.bfq.weight": "100", "blkio.throttle.read_bps_device": ""},
 	"freezer": {"freezer.state": "THAWED"},
 	"hugetlb": {"hugetlb.2MB.limit_in_bytes": "9223372036854771712", "hugetlb.2MB.rsvd.limit_in_bytes": "9223372036854771712"},
@@ -224,6 +225,12 @@ func (f *fake) accept(at place, name, old, value string) (string, unix.Errno) {
 			return "", unix.EINVAL
 		}
 		return v1(value), 0
+	case "devices.deny":
+		files["devices.list"] = ""
+		return value, 0
+	case "devices.allow":
+		files["devices.list"] = strings.TrimPrefix(files["devices.list"]+"\n"+value, "\n")
+		return value, 0
 	case "cgroup.subtree_control":
 		if at.path != "/" && len(f.procsOf[at]) > 0 {
 			return "", unix.EBUSY
