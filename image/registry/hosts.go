@@ -183,7 +183,7 @@ func parseHosts(text []byte, dir, registry string) ([]host, error) {
 		}
 		h, err := compileHost(name, dir, table)
 		if err != nil {
-			return nil, fmt.Errorf("[host.%q]: %w", name, err)
+			return nil, fmt.Errorf("[host.%q]: %w", redacted(name), err)
 		}
 		hosts = append(hosts, h)
 	}
@@ -248,13 +248,22 @@ func hostOrder(text []byte) ([]string, error) {
 	return order, parser.Error()
 }
 
+// redacted is a configured URL without the password that should not be in it.
+func redacted(server string) string {
+	u, err := url.Parse(server)
+	if err != nil {
+		return "(no URL)"
+	}
+	return u.Redacted()
+}
+
 func compileHost(server, dir string, table hostTable) (host, error) {
 	if !strings.Contains(server, "://") {
 		server = "https://" + server
 	}
 	u, err := url.Parse(server)
 	if err != nil {
-		return host{}, fmt.Errorf("%q is no URL", server)
+		return host{}, errors.New("it is no URL")
 	}
 	if u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return host{}, fmt.Errorf("%q is not of the form http[s]://host[:port][/path]", u.Redacted())
