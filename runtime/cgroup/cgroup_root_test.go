@@ -432,9 +432,6 @@ func TestRemoveDeeperThanPathMax(t *testing.T) {
 	eachLayout(t, func(t *testing.T, d *Driver) {
 		c := newContainer(t, d, newPod(t, d), "c", nil)
 		tree := d.tracker()
-		if d.mode == Hybrid && d.trees[tree].v2 {
-			t.Skip("the same as unified")
-		}
 		nest(t, d, tree, c.Path(), 40, strings.Repeat("x", 200))
 		if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
 			t.Error(err)

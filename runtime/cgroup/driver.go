@@ -378,13 +378,16 @@ func without(list, other []string) []string {
 }
 
 // RemovePod removes the pod-level cgroup, not what is below it: children or processes
-// left in it are an ErrBusy that names them. It is idempotent.
+// left in it are an ErrBusy that names them. It is idempotent. Config.Root stays.
 func (d *Driver) RemovePod(ctx context.Context, path string) error {
 	if err := ctx.Err(); err != nil {
 		return &Error{Op: "remove pod", Path: path, Err: err}
 	}
-	if path == "/" || path == d.config.Root {
+	if path == "/" {
 		return &Error{Op: "remove pod", Path: path, Kind: ErrInvalid, Step: "it is not a pod's"}
+	}
+	if path == d.config.Root { // somebody's cgroup_parent: others may be about to use it
+		return nil
 	}
 	var errs []error
 	for tree := range d.trees {

@@ -296,7 +296,7 @@ func readProc(pid int, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, 64<<10))
+	return io.ReadAll(io.LimitReader(f, 64<<10)) // allowed: bounded by the LimitReader
 }
 
 // maxNamed bounds how many processes or cgroups an error names.
