@@ -295,7 +295,7 @@ func (s *Store) load() error {
 	if err := s.writeFile(layoutFile, []byte(`{"imageLayoutVersion":"`+imagespec.ImageLayoutVersion+`"}`), unsynced); err != nil {
 		return err
 	}
-	if err := s.loadLayers(); err != nil {
+	if err := s.findLayers(); err != nil {
 		return err
 	}
 	if err := s.loadImages(); err != nil {
@@ -309,6 +309,9 @@ func (s *Store) load() error {
 	// point, and may not be whole on the disk. Hidden images stay: who holds
 	// them is not known yet.
 	if err := s.discardUnused(keepHidden); err != nil {
+		return err
+	}
+	if err := s.loadLayers(); err != nil {
 		return err
 	}
 	s.sweepTrash()
@@ -338,7 +341,9 @@ func (s *Store) setAside(path string, why error) error {
 	return nil
 }
 
-func (s *Store) loadLayers() error {
+// findLayers notes which layers are there. Their records are read when it is
+// known which of them count.
+func (s *Store) findLayers() error {
 	entries, err := os.ReadDir(s.dir.layers())
 	if err != nil {
 		return err
@@ -349,6 +354,13 @@ func (s *Store) loadLayers() error {
 			s.problem("%s is no layer", filepath.Join(s.dir.layers(), e.Name()))
 			continue
 		}
+		s.layers[id] = &layerRecord{DiffID: id}
+	}
+	return nil
+}
+
+func (s *Store) loadLayers() error {
+	for id := range s.layers {
 		r, err := s.loadLayer(id)
 		if err != nil {
 			return err
@@ -412,6 +424,9 @@ func (s *Store) loadImages() error {
 				r.Layers = append(r.Layers, layerDesc{DiffID: d})
 			}
 			r.Config = imagespec.Descriptor{MediaType: imagespec.MediaTypeImageConfig, Digest: digest.Digest(id)}
+			if err := s.saveRecord(r); err != nil {
+				return err
+			}
 		case err != nil && whyNot != nil:
 			continue // findOrphans will see
 		case err != nil:
