@@ -64,10 +64,13 @@ type Pod struct {
 // Result is what a set-up made; it is stored in the pod's record as it is and
 // handed back for teardown and recovery.
 type Result struct {
-	Provider string        `json:"provider"` // "bridge", "cni"
-	IPs      []netip.Addr  `json:"ips"`      // primary first
-	HostLink string        `json:"hostLink,omitempty"`
-	Ports    []PortMapping `json:"ports,omitempty"`
+	Provider string       `json:"provider"` // "bridge", "cni"
+	IPs      []netip.Addr `json:"ips"`      // primary first
+	// Subnets are the pod ranges that IPs are from, in the same order: the node's
+	// range may have changed since. Empty when the provider does not say.
+	Subnets  []netip.Prefix `json:"subnets,omitempty"`
+	HostLink string         `json:"hostLink,omitempty"`
+	Ports    []PortMapping  `json:"ports,omitempty"`
 }
 
 // Condition is the network's state for the CRI NetworkReady condition.

@@ -42,6 +42,11 @@ func openTest(t testing.TB) (*Table, *os.File) {
 	return table, ns
 }
 
+func replace(table *Table, cfg Config, pods []Pod) error {
+	table.Put(pods...)
+	return table.Configure(cfg)
+}
+
 // nft runs nft(8) in ns.
 func nft(t testing.TB, ns *os.File, args ...string) string {
 	t.Helper()
@@ -89,7 +94,7 @@ func TestKernelHasWhatWeMean(t *testing.T) {
 	for name, cfg := range testConfigs {
 		t.Run(name, func(t *testing.T) {
 			table, ns := openTest(t)
-			if err := table.Replace(cfg, testPods); err != nil {
+			if err := replace(table, cfg, testPods); err != nil {
 				t.Fatal(err)
 			}
 			for _, family := range cfg.families() {
@@ -196,13 +201,15 @@ func listedElements(t *testing.T, text string) map[string][]string {
 func TestAddRemove(t *testing.T) {
 	table, ns := openTest(t)
 	cfg := testConfigs["dual stack"]
-	if err := table.Replace(cfg, nil); err != nil {
+	if err := replace(table, cfg, nil); err != nil {
 		t.Fatal(err)
 	}
 	empty := nft(t, ns, "-s", "list", "ruleset")
 	for _, p := range testPods {
-		if err := table.Add(p); err != nil {
-			t.Fatal(err)
+		for range 2 { // idempotent
+			if err := table.Add(p); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	added := nft(t, ns, "-j", "list", "ruleset")
@@ -213,7 +220,7 @@ func TestAddRemove(t *testing.T) {
 		t.Errorf("elements added one by one and all at once differ:\n%s", d)
 	}
 	for i, p := range testPods {
-		if err := table.Remove(p); err != nil {
+		if err := table.Remove(p.Link); err != nil {
 			t.Fatal(err)
 		}
 		// Both pods publish udp 53, on different addresses.
@@ -233,11 +240,11 @@ func TestChangesSurviveAFlush(t *testing.T) {
 		do   func(*Table) error
 	}{
 		{"add", func(tb *Table) error { return tb.Add(testPods[1]) }},
-		{"remove", func(tb *Table) error { return tb.Remove(testPods[0]) }},
+		{"remove", func(tb *Table) error { return tb.Remove(testPods[0].Link) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			table, ns := openTest(t)
-			if err := table.Replace(cfg, testPods[:1]); err != nil {
+			if err := replace(table, cfg, testPods[:1]); err != nil {
 				t.Fatal(err)
 			}
 			nft(t, ns, "flush", "ruleset")
@@ -260,10 +267,10 @@ func TestForeignTablesStay(t *testing.T) {
 	nft(t, ns, "add table inet other; add table bridge other; add table ip crisp; add chain ip crisp x")
 	before := nft(t, ns, "list", "ruleset")
 	for name, cfg := range testConfigs {
-		if err := table.Replace(cfg, testPods); err != nil {
+		if err := replace(table, cfg, testPods); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if err := table.Delete(); err != nil {
+		if err := table.Delete(cfg.Table, cfg.AntiSpoof); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if got := nft(t, ns, "list", "ruleset"); got != before {
@@ -276,11 +283,11 @@ func TestForeignTablesStay(t *testing.T) {
 func TestAntiSpoofTurnedOff(t *testing.T) {
 	table, ns := openTest(t)
 	cfg := testConfigs["dual stack"]
-	if err := table.Replace(cfg, testPods); err != nil {
+	if err := replace(table, cfg, testPods); err != nil {
 		t.Fatal(err)
 	}
 	cfg.AntiSpoof = false
-	if err := table.Replace(cfg, testPods); err != nil {
+	if err := table.Configure(cfg); err != nil {
 		t.Fatal(err)
 	}
 	if got := nft(t, ns, "list", "tables"); strings.TrimSpace(got) != "table inet "+cfg.Table {
@@ -300,7 +307,7 @@ func TestManyPods(t *testing.T) {
 		pods = append(pods, p)
 	}
 	start := time.Now()
-	if err := table.Replace(testConfigs["dual stack"], pods); err != nil {
+	if err := replace(table, testConfigs["dual stack"], pods); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("rebuild with %d pods took %v", len(pods), time.Since(start))
@@ -315,7 +322,7 @@ func TestManyPods(t *testing.T) {
 func TestMonitor(t *testing.T) {
 	table, ns := openTest(t)
 	cfg := testConfigs["dual stack"]
-	if err := table.Replace(cfg, testPods); err != nil {
+	if err := replace(table, cfg, testPods); err != nil {
 		t.Fatal(err)
 	}
 	m, err := table.NewMonitor(cfg.Table)
@@ -387,14 +394,14 @@ func TestMonitor(t *testing.T) {
 
 func BenchmarkAddRemove(b *testing.B) {
 	table, _ := openTest(b)
-	if err := table.Replace(testConfigs["dual stack"], testPods[:1]); err != nil {
+	if err := replace(table, testConfigs["dual stack"], testPods[:1]); err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
 		if err := table.Add(testPods[1]); err != nil {
 			b.Fatal(err)
 		}
-		if err := table.Remove(testPods[1]); err != nil {
+		if err := table.Remove(testPods[1].Link); err != nil {
 			b.Fatal(err)
 		}
 	}

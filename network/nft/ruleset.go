@@ -236,27 +236,35 @@ func (c Config) inetChains() []chain {
 // The ports are told by the prefix of their name: `meta ibrname` needs a module
 // that not every kernel has.
 func (c Config) bridgeChains() []chain {
+	drop := verdict(expr.VerdictDrop, "")
+	icmp6 := chain{name: "icmp6", rule: []rule{
+		{"icmpv6 type nd-router-advert drop", join(icmp6Type(134), drop)},
+		{"icmpv6 type nd-redirect drop", join(icmp6Type(137), drop)},
+		// The advertised address; nft 1.0.7 and later call @th,64,128 `icmpv6 taddr`.
+		{"icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @own6 drop",
+			join(icmp6Type(136), linkAndMAC, load(trans, 8, 16, 14), lookupNot(own6), drop)},
+		// Nobody listens to these: our bridge does not snoop. It would send each of
+		// the several that a new pod begins with to all other pods.
+		{"icmpv6 type mld-listener-report drop", join(icmp6Type(131), drop)},
+		{"icmpv6 type mld-listener-done drop", join(icmp6Type(132), drop)},
+		{"icmpv6 type mld2-listener-report drop", join(icmp6Type(143), drop)},
+	}}
 	pod := chain{name: "pod", rule: []rule{
 		{"iifname . ether saddr . ip saddr @own4 accept",
 			join(etherType(unix.ETH_P_IP), linkAndMAC, load(net, 12, 4, 14), lookup(own4), verdict(expr.VerdictAccept, ""))},
-		{"iifname . ether saddr . arp saddr ip @own4 accept",
-			join(etherType(unix.ETH_P_ARP), linkAndMAC, load(net, 14, 4, 14), lookup(own4), verdict(expr.VerdictAccept, ""))},
-		{"icmpv6 type nd-router-advert drop",
-			join(icmp6(134), verdict(expr.VerdictDrop, ""))},
-		{"icmpv6 type nd-redirect drop",
-			join(icmp6(137), verdict(expr.VerdictDrop, ""))},
-		// The advertised address; nft 1.0.7 and later call @th,64,128 `icmpv6 taddr`.
-		{"icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @own6 drop",
-			join(icmp6(136), linkAndMAC, load(trans, 8, 16, 14), lookupNot(own6), verdict(expr.VerdictDrop, ""))},
+		{"meta l4proto ipv6-icmp jump icmp6",
+			join(l4proto(1), eq(unix.IPPROTO_ICMPV6), verdict(expr.VerdictJump, icmp6.name))},
 		{"iifname . ether saddr . ip6 saddr @own6 accept",
 			join(etherType(unix.ETH_P_IPV6), linkAndMAC, load(net, 8, 16, 14), lookup(own6), verdict(expr.VerdictAccept, ""))},
-		{"counter drop", join(one(&expr.Counter{}), verdict(expr.VerdictDrop, ""))},
+		{"iifname . ether saddr . arp saddr ip @own4 accept",
+			join(etherType(unix.ETH_P_ARP), linkAndMAC, load(net, 14, 4, 14), lookup(own4), verdict(expr.VerdictAccept, ""))},
+		{"counter drop", join(one(&expr.Counter{}), drop)},
 	}}
 	pre := chain{name: "prerouting", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, prio: prioBridge, rule: []rule{
 		{fmt.Sprintf(`iifname "%s*" goto pod`, c.PortPrefix),
 			join(one(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}), eq([]byte(c.PortPrefix)...), verdict(expr.VerdictGoto, pod.name))},
 	}}
-	return []chain{pod, pre}
+	return []chain{icmp6, pod, pre}
 }
 
 // The rest of this file are the words that the rules above are written in. Each
@@ -332,7 +340,7 @@ func etherType(t uint16) []any {
 	return join(load(link, 12, 2), eq(byte(t>>8), byte(t)))
 }
 
-func icmp6(typ byte) []any {
+func icmp6Type(typ byte) []any {
 	return join(etherType(unix.ETH_P_IPV6), l4proto(1), eq(unix.IPPROTO_ICMPV6), load(trans, 0, 1), eq(typ))
 }
 

@@ -20,8 +20,9 @@ type Table struct {
 	ns   *os.File // nil: the process's
 	conn *nlbatch.Conn
 
-	mu  sync.Mutex // also held while the kernel is changed: changes are made in the order of memory
-	cfg Config
+	mu   sync.Mutex     // also held while the kernel is changed: changes are made in the order of memory
+	cfg  Config         // the zero value until Configure: nothing is written to the kernel
+	pods map[string]Pod // by link
 	// elems counts who needs an element: two pods that publish one port number on
 	// two addresses share some.
 	elems [numSets]map[[2]string]int
@@ -34,8 +35,8 @@ type Table struct {
 //
 // Needs: CAP_NET_ADMIN in ns, later too.
 func Open(ns *os.File) (*Table, error) {
-	t := &Table{ns: ns}
-	t.clear()
+	t := &Table{ns: ns, pods: map[string]Pod{}}
+	t.recountLocked()
 	err := netns.Do(ns, func() (err error) {
 		t.conn, err = nlbatch.Dial(unix.NETLINK_NETFILTER)
 		return err
@@ -49,32 +50,35 @@ func Open(ns *os.File) (*Table, error) {
 // Close closes the connection; the rules stay.
 func (t *Table) Close() error { return t.conn.Close() }
 
-func (t *Table) clear() {
+// recountLocked makes elems from pods.
+func (t *Table) recountLocked() {
 	for i := range t.elems {
 		t.elems[i] = map[[2]string]int{}
 	}
-}
-
-// Replace makes cfg and pods all that there is, in memory and in the kernel.
-func (t *Table) Replace(cfg Config, pods []Pod) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.cfg = cfg
-	t.clear()
-	for _, p := range pods {
-		for _, e := range p.elements(cfg) {
-			t.elems[e.set][[2]string{e.key, e.val}]++
-		}
+	for _, p := range t.pods {
+		t.countLocked(p.elements(t.cfg), +1)
 	}
-	return t.rebuildLocked()
 }
 
-// Reconfigure changes the rules; the pods stay.
-func (t *Table) Reconfigure(cfg Config) error {
+// Configure sets the rules, and writes everything to the kernel.
+func (t *Table) Configure(cfg Config) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.cfg = cfg
+	t.recountLocked()
 	return t.rebuildLocked()
+}
+
+// Put makes memory cover pods; the kernel follows with the next Configure, Rebuild
+// or Add.
+func (t *Table) Put(pods ...Pod) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range pods {
+		t.pods[p.Link] = p
+	}
+	t.recountLocked()
+	t.live = false
 }
 
 // Rebuild writes what is in memory to the kernel.
@@ -87,6 +91,9 @@ func (t *Table) Rebuild() error {
 // rebuildLocked deletes and makes the tables in one transaction: no packet sees a
 // state in between. On an error the kernel keeps what it had.
 func (t *Table) rebuildLocked() error {
+	if t.cfg.Table == "" {
+		return nil
+	}
 	msgs := t.cfg.dropTables()
 	create, err := t.cfg.create()
 	if err != nil {
@@ -138,26 +145,38 @@ func compareElements(a, b element) int {
 	return cmp.Or(cmp.Compare(a.set, b.set), cmp.Compare(a.key, b.key), cmp.Compare(a.val, b.val))
 }
 
-// Add makes the rules cover p. On an error they do not.
+// Add makes the rules cover p. It is idempotent. On an error they do not, or the
+// next rebuild makes sure of it.
 func (t *Table) Add(p Pod) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	elems := p.elements(t.cfg)
-	fresh := t.countLocked(elems, +1)
-	err := t.changeLocked(unix.NFT_MSG_NEWSETELEM, fresh)
+	if _, have := t.pods[p.Link]; have {
+		if t.live {
+			return nil
+		}
+		return t.rebuildLocked()
+	}
+	t.pods[p.Link] = p
+	err := t.changeLocked(unix.NFT_MSG_NEWSETELEM, t.countLocked(p.elements(t.cfg), +1))
 	if err != nil {
-		t.countLocked(elems, -1)
+		delete(t.pods, p.Link)
+		t.countLocked(p.elements(t.cfg), -1)
 	}
 	return err
 }
 
-// Remove makes the rules forget p, which must have been added. On an error the
-// kernel may still have them; memory has not, so that the next rebuild removes them.
-func (t *Table) Remove(p Pod) error {
+// Remove makes the rules forget the pod with that link. It is idempotent. On an
+// error the kernel may still have its rules; memory has not, so that the next
+// rebuild removes them.
+func (t *Table) Remove(link string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	gone := t.countLocked(p.elements(t.cfg), -1)
-	return t.changeLocked(unix.NFT_MSG_DELSETELEM, gone)
+	p, have := t.pods[link]
+	if !have {
+		return nil
+	}
+	delete(t.pods, link)
+	return t.changeLocked(unix.NFT_MSG_DELSETELEM, t.countLocked(p.elements(t.cfg), -1))
 }
 
 // countLocked changes the counts and returns the elements that came or went.
@@ -184,7 +203,7 @@ func (t *Table) countLocked(elems []element, by int) []element {
 // changeLocked sends a change of elements. If the kernel's copy is not what we
 // think (someone deleted it a moment ago), everything is written anew, with the change.
 func (t *Table) changeLocked(typ uint16, elems []element) error {
-	if len(elems) == 0 && t.live {
+	if t.cfg.Table == "" || (len(elems) == 0 && t.live) {
 		return nil
 	}
 	if !t.live {
@@ -196,16 +215,20 @@ func (t *Table) changeLocked(typ uint16, elems []element) error {
 	return nil
 }
 
-// Delete takes the tables out of the kernel. Memory is kept.
-func (t *Table) Delete() error {
+// Delete forgets everything but the connection, and takes the tables called name
+// out of the kernel.
+func (t *Table) Delete(name string, antiSpoof bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.cfg.Table == "" {
-		return nil
-	}
-	t.live = false
+	t.cfg = Config{Table: name, AntiSpoof: antiSpoof}
+	defer func() { t.cfg = Config{} }()
+	t.pods, t.live = map[string]Pod{}, false
+	t.recountLocked()
 	if err := t.conn.Do(batch(t.cfg.dropTables())...); err != nil {
-		return fmt.Errorf("cannot delete nftables table %q: %w", t.cfg.Table, err)
+		return fmt.Errorf("cannot delete nftables table %q: %w", name, err)
+	}
+	if antiSpoof {
+		return nil
 	}
 	return t.dropBridgeLocked()
 }

@@ -227,3 +227,16 @@ func pad(b []byte) []byte {
 	}
 	return b
 }
+
+// Index is the index of the link called name in the socket's namespace.
+func (c *Conn) Index(name string) (int32, error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, fmt.Errorf("index of link %q: %w", name, err)
+	}
+	// Any socket will do, and unlike RTM_GETLINK it takes no lock (netdevice(7)).
+	if err := unix.IoctlIfreq(int(c.file.Fd()), unix.SIOCGIFINDEX, ifr); err != nil {
+		return 0, fmt.Errorf("index of link %q: %w", name, err)
+	}
+	return int32(ifr.Uint32()), nil
+}
