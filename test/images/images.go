@@ -4,16 +4,19 @@
 // An [Image] is a value: layers as lists of [File], a config, and the form in
 // which a registry shows it (Docker's or OCI's media types, behind an index or
 // bare). [Image.Build] makes the blobs, the same bytes every time, so digests are
-// stable; [Registry] serves them. [Payload] and [Busybox] are the images there are.
+// stable; [Registry] serves them. The images there are: [Payload], [Busybox], and
+// [Critest], all that critest pulls.
 package images
 
 import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -121,8 +124,31 @@ func (im *Image) layer(files []File) (v1.Layer, error) {
 	if im.OCI {
 		mediaType = types.OCILayer
 	}
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil },
-		tarball.WithMediaType(mediaType), tarball.WithCompressionLevel(gzip.BestSpeed))
+	return compressed.layer(data, mediaType)
+}
+
+// compressed keeps the layers that were made, by media type and content: most
+// of critest's images share one.
+var compressed = layerCache{made: map[string]v1.Layer{}}
+
+type layerCache struct {
+	mu   sync.Mutex
+	made map[string]v1.Layer
+}
+
+func (c *layerCache) layer(data []byte, mediaType types.MediaType) (v1.Layer, error) {
+	key := fmt.Sprintf("%s %x", mediaType, sha256.Sum256(data))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.made[key]; l != nil {
+		return l, nil
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil },
+		tarball.WithMediaType(mediaType), tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
+	if err == nil {
+		c.made[key] = l
+	}
+	return l, err
 }
 
 // Build makes the image's blobs and manifest.
@@ -177,9 +203,14 @@ func (im *Image) write(ref name.Reference, img v1.Image) error {
 	if im.Bare {
 		return remote.Write(ref, img)
 	}
+	return remote.WriteIndex(ref, im.index(img))
+}
+
+// index is the index of one image that a tag names.
+func (im *Image) index(img v1.Image) v1.ImageIndex {
 	index := mutate.IndexMediaType(empty.Index, types.DockerManifestList)
 	if im.OCI {
 		index = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	}
-	return remote.WriteIndex(ref, mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &platform}}))
+	return mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &platform}})
 }
