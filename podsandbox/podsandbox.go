@@ -2,12 +2,53 @@
 // are made and unmade, what is recorded on disk about it, and how all of that is
 // found again after a crash or a reboot.
 //
-// (The state machine is in state.go, the do/undo steps in steps.go, the records
-// and the layout on disk in store.go, recovery in recover.go.)
+// [Manager] is the whole of it for package cri, the only importer: it translates
+// the CRI's messages into the types below and back. Nothing here interprets a CRI message: what
+// must be echoed is carried as opaque bytes. [Pod] and [Container] are immutable
+// snapshots; List and Status read them and take no lock that is held across a
+// system call.
 //
-// Package cri translates the CRI's messages into the types below and back; it is
-// the only importer. Nothing here interprets a CRI message: what must be echoed
-// is carried as opaque bytes.
+// A call with an effect is an operation with a life of its own: it runs on
+// its own context, and callers only wait for it. A caller whose deadline ends leaves
+// it running, and one who asks for the same thing again joins it.
+//
+// # State machines
+//
+// They are drawn beside their tables in state.go. A pod or container is changed only by
+// the one who holds its turn.
+//
+// # Steps
+//
+// A pod, and a container, is a list of steps, each with a do and an undo
+// (steps.go). Undo is idempotent and works from the record alone, so one list serves a run that failed, Stop,
+// Remove and recovery. The record is written before the first effect; the commit is the last step, and after it
+// nothing is rolled back.
+//
+// # On disk
+//
+//	<state root>/                           0700, survives a reboot
+//	├── pods/<pod id>/
+//	│   ├── pod.json                        what was asked for; written once, before the first effect
+//	│   ├── state                           what became of it: a line for each change, the last whole one counts
+//	│   ├── hosts  hostname  resolv.conf    bind-mounted into the containers
+//	│   └── containers/<container id>/
+//	│       ├── container.json              as pod.json
+//	│       ├── state                       as above
+//	│       ├── config.json                 the OCI spec it runs with, user resolved
+//	│       ├── upper/                      writable layer
+//	│       └── work/                       overlayfs's own
+//	└── damaged/<name>                      records that could not be read, set aside
+//
+//	<run root>/pods/<pod id>/               0700, a tmpfs, gone after a reboot
+//	├── pod.json                            a copy, read when the other is damaged or lost
+//	├── init.sock  init.log                 the pod init's
+//	└── exits.journal                       its record of exits, kept while we are away
+//
+// The first line of a state file is the commit: without it the object is one that was being made, and
+// recovery unmakes it. Why some writes are synced and others are not is said in store.go.
+//
+// Names of kernel objects (cgroups, the network namespace's pin) are derived from
+// the ids, indexes (by name, by identity) from the records: neither is stored.
 package podsandbox
 
 import (
@@ -177,29 +218,3 @@ type ExecResult struct {
 	Stdout, Stderr []byte // at most 16 MiB each; the rest is read and dropped
 	ExitCode       int
 }
-
-/*
-The Manager's methods, as cri calls them (implemented in pod.go, container.go, exec.go):
-
-	NewManager(Config) (*Manager, error)
-	(*Manager) Recover(ctx) error                     // once, before serving; one bad pod never stops it
-	(*Manager) Drain(ctx)                             // refuse new work, wait for running operations
-	(*Manager) Close() error
-	(*Manager) RunPod(ctx, *PodConfig) (id string, err error)
-	(*Manager) StopPod(ctx, id) error                 // unknown: nil
-	(*Manager) RemovePod(ctx, id) error               // unknown: nil
-	(*Manager) Pod(id) (*Pod, error)                  // full or short id
-	(*Manager) Pods() []*Pod                          // from memory, newest first
-	(*Manager) CreateContainer(ctx, podID string, *ContainerConfig) (id string, err error)
-	(*Manager) StartContainer(ctx, id) error
-	(*Manager) StopContainer(ctx, id, grace time.Duration) error  // unknown: nil
-	(*Manager) RemoveContainer(ctx, id) error         // unknown: nil
-	(*Manager) Container(id) (*Container, error)
-	(*Manager) Containers() []*Container              // newest first
-	(*Manager) UpdateContainer(ctx, id, *specs.LinuxResources, oomScoreAdj *int) error
-	(*Manager) ReopenLog(ctx, id) error
-	(*Manager) ExecSync(ctx, id, argv []string, timeout time.Duration) (*ExecResult, error) // context.DeadlineExceeded on timeout
-	(*Manager) ContainerStats(id) (*ContainerStats, error)
-	(*Manager) Resources(id) (cgroup.Applied, error)  // what the kernel's files say
-	(*Manager) Operations() []Operation               // what runs now: object, step, since when (Status verbose)
-*/
