@@ -1,0 +1,194 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crisp-cri/crisp/runtime/seccomp"
+)
+
+// found is what CreateContainer looked up on the host for one container.
+type found struct {
+	devices []specs.LinuxDevice       // that the config names, or a directory it names holds
+	allowed []specs.LinuxDeviceCgroup // what may be done with them
+	all     []specs.LinuxDevice       // of the host; of privileged containers only
+	seccomp *specs.LinuxSeccomp       // of a profile of type Localhost
+}
+
+// lookUp does the part of CreateContainer that touches paths a user names: devices,
+// a seccomp profile, and mount sources, which are made when they are
+// missing. Any of them can be on a dead network mount and hang in the kernel for good; then this call
+// ends with ctx, nothing else waits, and the goroutine ends when the kernel lets it.
+//
+// Mount sources are not resolved here: package spawn opens each by its name
+// once, following links, and what it opened then is what is mounted (CVE-2021-25741). That also is
+// why a path that changes between here and there does no harm.
+//
+// Undo: none; a directory made for a missing source stays, as with other runtimes.
+func lookUp(ctx context.Context, config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
+	return bounded(ctx, func() (*found, error) { return lookUpNow(config, profile) })
+}
+
+// bounded runs look, but waits no longer than ctx.
+func bounded(ctx context.Context, look func() (*found, error)) (*found, error) {
+	type result struct {
+		*found
+		error
+	}
+	done := make(chan result, 1) // one: the goroutine never waits for us
+	go func() {                  // owned by this call, or by the hanging file system; see lookUp
+		f, err := look()
+		done <- result{f, err}
+	}()
+	select {
+	case r := <-done:
+		return r.found, r.error
+	case <-ctx.Done():
+		return nil, fmt.Errorf("look up host paths (is one on a dead network mount?): %w", context.Cause(ctx))
+	}
+}
+
+func lookUpNow(config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
+	f := &found{}
+	if err := f.lookUpDevices(config.GetDevices()); err != nil {
+		return nil, err
+	}
+	if config.GetLinux().GetSecurityContext().GetPrivileged() {
+		var err error
+		if f.all, err = devicesBelow("/dev", "/dev"); err != nil {
+			return nil, fmt.Errorf("cannot list the host's devices: %w", err)
+		}
+	}
+	if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+		const field = "config.linux.security_context.seccomp.localhost_ref"
+		var err error
+		f.seccomp, err = seccomp.LoadFile(profile.GetLocalhostRef())
+		switch {
+		case errors.Is(err, seccomp.ErrUnsupported):
+			return nil, fmt.Errorf("%s: %w", field, err)
+		case err != nil: // also when there is no such file
+			return nil, invalid(field, "%v", err)
+		}
+	}
+	// Last, because it is the only step that leaves something.
+	for i, m := range config.GetMounts() {
+		if err := ensureSource(m.GetHostPath()); err != nil {
+			return nil, invalid(fmt.Sprintf("config.mounts[%d].host_path", i), "%v", err)
+		}
+	}
+	return f, nil
+}
+
+// ensureSource makes a missing mount source, as a directory.
+func ensureSource(p string) error {
+	_, err := os.Stat(p)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// MkdirAll says EEXIST of a link that leads nowhere: it makes nothing through one.
+	return os.MkdirAll(p, 0o755)
+}
+
+func (f *found) lookUpDevices(list []*runtimeapi.Device) error {
+	for i, d := range list {
+		field := fmt.Sprintf("config.devices[%d].host_path", i)
+		host, inside := path.Clean(d.GetHostPath()), path.Clean(d.GetContainerPath())
+		info, err := os.Stat(host)
+		if err != nil {
+			return invalid(field, "%v", err)
+		}
+		var devices []specs.LinuxDevice
+		if info.IsDir() {
+			devices, err = devicesBelow(host, inside)
+		} else {
+			var one specs.LinuxDevice
+			if one, err = deviceAt(host, inside); err == nil {
+				devices = append(devices, one)
+			}
+		}
+		if err != nil {
+			return invalid(field, "%v", err)
+		}
+		for _, dev := range devices {
+			major, minor := dev.Major, dev.Minor
+			f.allowed = append(f.allowed, specs.LinuxDeviceCgroup{Allow: true, Type: dev.Type, Major: &major, Minor: &minor, Access: d.GetPermissions()})
+		}
+		f.devices = append(f.devices, devices...)
+	}
+	return nil
+}
+
+var errNoDevice = errors.New("is neither a device nor a directory")
+
+// deviceAt describes the node that host leads to, for the path inside.
+func deviceAt(host, inside string) (specs.LinuxDevice, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(host, &st); err != nil {
+		return specs.LinuxDevice{}, &os.PathError{Op: "stat", Path: host, Err: err}
+	}
+	kind := ""
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		kind = "c"
+	case unix.S_IFBLK:
+		kind = "b"
+	default:
+		return specs.LinuxDevice{}, fmt.Errorf("%s %w", host, errNoDevice)
+	}
+	mode := os.FileMode(st.Mode & 0o777)
+	uid, gid := st.Uid, st.Gid
+	return specs.LinuxDevice{
+		Path: inside, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+		FileMode: &mode, UID: &uid, GID: &gid,
+	}, nil
+}
+
+// notHostDevices are directories of /dev that belong to a mount namespace (the container has its own) or to other tools, and
+// the console, which is a terminal's; containerd's list (pkg/oci/utils_unix.go).
+var notHostDevices = []string{"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console"}
+
+// maxDevices bounds a walk: a host has some hundred.
+const maxDevices = 16384
+
+// devicesBelow describes the nodes in a directory and below it. Links are left out: what they lead to is in the tree,
+// or is none of ours. What vanishes meanwhile is left out, too.
+func devicesBelow(host, inside string) ([]specs.LinuxDevice, error) {
+	var list []specs.LinuxDevice
+	err := filepath.WalkDir(host, func(p string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && p != host:
+			return nil
+		case err != nil:
+			return err
+		case p != host && path.Dir(p) == host && slices.Contains(notHostDevices, e.Name()):
+			if e.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		case e.Type()&fs.ModeDevice == 0:
+			return nil
+		}
+		d, err := deviceAt(p, path.Join(inside, p[len(host):]))
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, errNoDevice):
+			return nil
+		case err != nil:
+			return err
+		}
+		if list = append(list, d); len(list) > maxDevices {
+			return fmt.Errorf("%s has more than %d devices", host, maxDevices)
+		}
+		return nil
+	})
+	return list, err
+}

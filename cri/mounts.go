@@ -1,0 +1,108 @@
+package cri
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crisp-cri/crisp/podsandbox"
+	"github.com/crisp-cri/crisp/runtime/spawn"
+)
+
+// defaultMounts are what every container has, in this order; containerd's
+// (pkg/oci/mounts.go), without its tmpfs at /run.
+func defaultMounts(pod *podsandbox.Pod, privileged bool) []specs.Mount {
+	kernel := func(where, what string, options ...string) specs.Mount {
+		return specs.Mount{Destination: where, Type: what, Source: what, Options: options}
+	}
+	access := "ro"
+	if privileged {
+		access = "rw"
+	}
+	shm := specs.Mount{Destination: "/dev/shm", Type: "bind", Source: spawn.ShmSource, Options: []string{"nosuid", "noexec", "nodev"}}
+	if pod.Config.IPC == podsandbox.NamespaceNode {
+		shm = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "rprivate"}}
+	}
+	return []specs.Mount{
+		kernel("/proc", "proc", "nosuid", "noexec", "nodev"),
+		kernel("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+		kernel("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+		shm,
+		kernel("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+		kernel("/sys", "sysfs", "nosuid", "noexec", "nodev", access),
+		kernel("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", access),
+	}
+}
+
+// mounts are the default ones, then the pod's files and what the config names, sorted
+// by depth, so that none hides another. A default mount at or below one that the config names
+// is left out: it would be hidden.
+func mounts(config *runtimeapi.ContainerConfig, pod *podsandbox.Pod) []specs.Mount {
+	sc := config.GetLinux().GetSecurityContext()
+	var named []specs.Mount
+	for _, m := range config.GetMounts() {
+		named = append(named, bind(m))
+	}
+	covers := func(where string) bool {
+		return slices.ContainsFunc(named, func(m specs.Mount) bool { return below(where, m.Destination) })
+	}
+	list := slices.DeleteFunc(defaultMounts(pod, sc.GetPrivileged()), func(m specs.Mount) bool { return covers(m.Destination) })
+
+	access := "rw"
+	if sc.GetReadonlyRootfs() {
+		access = "ro"
+	}
+	var files []specs.Mount
+	for _, f := range []struct{ where, source string }{
+		{"/etc/hostname", pod.HostnameFile}, {"/etc/hosts", pod.Hosts}, {"/etc/resolv.conf", pod.ResolvConf},
+	} {
+		if f.source != "" && !slices.ContainsFunc(named, func(m specs.Mount) bool { return m.Destination == f.where }) {
+			files = append(files, specs.Mount{Destination: f.where, Type: "bind", Source: f.source, Options: []string{"rbind", "rprivate", access}})
+		}
+	}
+	files = append(files, named...)
+	slices.SortStableFunc(files, func(a, b specs.Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	return append(list, files...)
+}
+
+// propagations are mount(8)'s words for CRI's. That the source is shared (or a slave) is checked where it is opened.
+var propagations = map[runtimeapi.MountPropagation]string{
+	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           "rprivate",
+	runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: "rslave",
+	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     "rshared",
+}
+
+func bind(m *runtimeapi.Mount) specs.Mount {
+	access := "rw"
+	switch {
+	case m.GetRecursiveReadOnly():
+		access = "rro"
+	case m.GetReadonly():
+		access = "ro"
+	}
+	return specs.Mount{
+		Destination: path.Clean(m.GetContainerPath()),
+		Type:        "bind",
+		Source:      path.Clean(m.GetHostPath()),
+		Options:     []string{"rbind", propagations[m.GetPropagation()], access},
+	}
+}
+
+// rootPropagation lets mounts travel as far as the farthest travelling volume.
+func rootPropagation(list []*runtimeapi.Mount) string {
+	propagation := ""
+	for _, m := range list {
+		switch m.GetPropagation() {
+		case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+			return "rshared"
+		case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+			propagation = "rslave"
+		}
+	}
+	return propagation
+}

@@ -1,0 +1,150 @@
+package cri
+
+import (
+	"path"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crisp-cri/crisp/runtime/caps"
+	"github.com/crisp-cri/crisp/runtime/seccomp"
+)
+
+// capabilities: bounding, permitted and effective are the same set; inheritable
+// is empty (CVE-2022-24769), ambient too unless the config adds to it. (The set of a
+// user other than root is made by execve(2): effective and permitted become empty.)
+func capabilities(sc *runtimeapi.LinuxContainerSecurityContext, defaults []string) (*specs.LinuxCapabilities, error) {
+	if sc.GetPrivileged() {
+		all, err := caps.All()
+		if err != nil {
+			return nil, err
+		}
+		return &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}, nil
+	}
+	c := sc.GetCapabilities()
+	add := slices.Concat(c.GetAddCapabilities(), c.GetAddAmbientCapabilities())
+	set, err := caps.Apply(defaults, add, c.GetDropCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	out := &specs.LinuxCapabilities{Bounding: set, Effective: set, Permitted: set}
+	if len(c.GetAddAmbientCapabilities()) > 0 {
+		ambient, err := caps.Apply(nil, c.GetAddAmbientCapabilities(), c.GetDropCapabilities())
+		if err != nil {
+			return nil, err
+		}
+		// The kernel wants ambient ⊆ inheritable, capabilities(7).
+		out.Ambient, out.Inheritable = ambient, ambient
+	}
+	return out, nil
+}
+
+// seccompProfile is what was asked for, in the form of today; nil is unconfined.
+func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext, unset runtimeapi.SecurityProfile_ProfileType) (*runtimeapi.SecurityProfile, error) {
+	if sc.GetPrivileged() {
+		return nil, nil
+	}
+	p := sc.GetSeccomp()
+	if p == nil {
+		var err error
+		if p, err = deprecatedProfile(sc.GetSeccompProfilePath()); err != nil {
+			return nil, invalid("config.linux.security_context.seccomp_profile_path", "%v", err)
+		}
+	}
+	if p == nil {
+		p = &runtimeapi.SecurityProfile{ProfileType: unset}
+	}
+	if p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
+		return nil, nil
+	}
+	return p, nil
+}
+
+// filter is the seccomp section: nil, the default profile for these capabilities, or the file that
+// was loaded.
+func filter(p *runtimeapi.SecurityProfile, loaded *specs.LinuxSeccomp, bounding []string, arch string) (*specs.LinuxSeccomp, error) {
+	switch {
+	case p == nil:
+		return nil, nil
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		return loaded, nil
+	default:
+		return seccomp.Default(bounding, arch)
+	}
+}
+
+// hidden are the masked and read-only paths: those that the config names, and, if it masks any, the
+// host's own list as well. None named is procMount Unmasked, and a privileged
+// container has none.
+func hidden(sc *runtimeapi.LinuxContainerSecurityContext, host *Host) (masked, readonly []string) {
+	if sc.GetPrivileged() {
+		return nil, nil
+	}
+	if len(sc.GetMaskedPaths()) > 0 {
+		masked = unique(slices.Concat(sc.GetMaskedPaths(), host.Masked))
+	}
+	return masked, unique(sc.GetReadonlyPaths())
+}
+
+// unique cleans paths and keeps the first of each.
+func unique(list []string) []string {
+	seen := make(map[string]bool, len(list))
+	var out []string
+	for _, p := range list {
+		if p = path.Clean(p); !seen[p] {
+			seen[p] = true
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// defaultDevices are the nodes of every container (OCI runtime-spec, config-linux.md "Default Devices";
+// ptmx and console are made with the terminal).
+var defaultDevices = []specs.LinuxDevice{
+	node("/dev/null", 1, 3), node("/dev/zero", 1, 5), node("/dev/full", 1, 7),
+	node("/dev/random", 1, 8), node("/dev/urandom", 1, 9), node("/dev/tty", 5, 0),
+}
+
+func node(where string, major, minor int64) specs.LinuxDevice {
+	return specs.LinuxDevice{Path: where, Type: "c", Major: major, Minor: minor, FileMode: ptr(worldWritable)}
+}
+
+// devices are the nodes of a container; of two for one path the later counts.
+func devices(f *found) []specs.LinuxDevice {
+	var list []specs.LinuxDevice
+	at := map[string]int{}
+	for _, d := range slices.Concat(defaultDevices, f.all, f.devices) {
+		if i, ok := at[d.Path]; ok {
+			list[i] = d
+			continue
+		}
+		at[d.Path] = len(list)
+		list = append(list, d)
+	}
+	return list
+}
+
+// defaultRules: nothing, but nodes of any kind may be made, and these used. 10:200 is /dev/net/tun: runc
+// dropped it in 1.2.0-rc.1, users' VPNs broke, and it came back.
+var defaultRules = []specs.LinuxDeviceCgroup{
+	{Allow: false, Access: "rwm"},
+	{Allow: true, Type: "c", Access: "m"},
+	{Allow: true, Type: "b", Access: "m"},
+	rule(1, 3), rule(1, 8), rule(1, 7), rule(5, 0), rule(1, 5), rule(1, 9),
+	{Allow: true, Type: "c", Major: ptr(int64(136)), Access: "rwm"}, // /dev/pts/*
+	rule(5, 2), rule(10, 200),
+}
+
+func rule(major, minor int64) specs.LinuxDeviceCgroup {
+	return specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rwm"}
+}
+
+// deviceRules are the device cgroup's: everything for a privileged container.
+func deviceRules(f *found, privileged bool) []specs.LinuxDeviceCgroup {
+	if privileged {
+		return []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+	}
+	return slices.Concat(defaultRules, f.allowed)
+}
