@@ -32,8 +32,10 @@ var (
 )
 
 // Auth are the credentials of one pull (CRI AuthConfig). They are sent only to
-// the registry host of the reference (or its configured mirrors' own token
-// realm on the same host), never logged, never stored.
+// the registry of the reference, to the token realm it names if that is https
+// and in the registry's own domain, and, if ServerAddress is set, to that host in place of the
+// registry's. Mirrors get none. Package registry has the details. Never logged,
+// never stored.
 type Auth struct {
 	Username, Password string
 	// Auth is base64("user:password"), used when Username is empty.
@@ -82,8 +84,11 @@ type Images interface {
 	// Usage of the image file system: the path, bytes and inodes used.
 	Usage() (mountpoint string, bytes, inodes uint64, err error)
 	// Acquire pins an image's layers for holder (a container id) until Release.
-	// Idempotent per holder. The pin is not persistent: holders are told again
-	// at start by podsandbox before any garbage collection runs.
+	// imageID is a whole id ("sha256:…"). Idempotent; a holder may pin several
+	// images (root file system and image volumes). The pin is not persistent:
+	// holders are told again at start by podsandbox before any garbage
+	// collection runs, also those of images that were removed meanwhile.
+	// ErrNotFound if there is no such image, or no holder kept a removed one.
 	Acquire(imageID, holder string) (Layers, error)
 	// Release is idempotent.
 	Release(holder string)

@@ -110,8 +110,7 @@ func (s *Store) fetchLayer(ctx context.Context, src *registry.Source, l layerDes
 	if got != l.DiffID {
 		return fmt.Errorf("%w: it inflates to %s, the image says %s", ErrCorrupt, got, l.DiffID)
 	}
-	record.Blobs = append(slices.Clone(record.Blobs), l.Blob.Digest)
-	return s.placeLayer(work, &record, have == nil, transfer)
+	return s.placeLayer(work, &record, transfer)
 }
 
 // makeLayer unpacks into work/fs.
@@ -136,15 +135,25 @@ func (s *Store) makeLayer(ctx context.Context, open func(context.Context) io.Rea
 
 const opaqueXattr = "trusted.overlay.opaque"
 
-// placeLayer puts a verified layer in its place, or notes another blob of one
-// that is there. Durable with the next flush.
-func (s *Store) placeLayer(work string, record *layerRecord, isNew bool, t *transfer) error {
-	text, err := encodeRecord(record)
+// placeLayer puts a verified layer in its place, or, if there is one, notes
+// that this blob inflates to it, too. Durable with the next flush.
+func (s *Store) placeLayer(work string, record *layerRecord, t *transfer) error {
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	// Looked up anew: a transfer that was given up may have come to its end meanwhile.
+	s.mu.RLock()
+	have := s.layers[record.DiffID]
+	s.mu.RUnlock()
+	placed := *record
+	if have != nil {
+		placed = *have
+	}
+	placed.Blobs = append(slices.Clone(placed.Blobs), t.layer.Blob.Digest)
+	text, err := encodeRecord(placed)
 	if err != nil {
 		return err
 	}
-	s.commit.Lock()
-	defer s.commit.Unlock()
+
 	if t.keepAs != "" {
 		if err := t.file.Close(); err != nil {
 			return err
@@ -155,19 +164,17 @@ func (s *Store) placeLayer(work string, record *layerRecord, isNew bool, t *tran
 		}
 	}
 	place := s.dir.layer(record.DiffID)
-	if isNew {
-		if err := s.writeFile(filepath.Join(work, layerFile), text, unsynced); err != nil {
-			return err
-		}
-		if err := os.Rename(work, place); err != nil {
-			return err
-		}
+	if have != nil {
+		err = s.writeFile(filepath.Join(place, layerFile), text, unsynced)
+	} else if err = s.writeFile(filepath.Join(work, layerFile), text, unsynced); err == nil {
+		err = os.Rename(work, place)
 		s.placed.Add(1)
-	} else if err := s.writeFile(filepath.Join(place, layerFile), text, unsynced); err != nil {
+	}
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	s.layers[record.DiffID] = record
+	s.layers[record.DiffID] = &placed
 	s.mu.Unlock()
 	return nil
 }

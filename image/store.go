@@ -164,7 +164,7 @@ func Open(config Config) (*Store, error) {
 		return nil, fmt.Errorf("cannot open image store %s: %w", config.Root, err)
 	}
 	if err := s.load(); err != nil {
-		_ = s.lock.Close() // nothing was written through it
+		_ = s.Close() // the error that counts is the first
 		return nil, fmt.Errorf("cannot open image store %s: %w", config.Root, err)
 	}
 	return s, nil
@@ -266,7 +266,7 @@ func (s *Store) byPrefixLocked(prefix string) (Image, error) {
 			continue
 		}
 		if match != nil {
-			return Image{}, fmt.Errorf("%w: %s is the beginning of several ids", ErrNotFound, prefix)
+			return Image{}, fmt.Errorf("%w: %s is the beginning of several ids", ErrInvalidReference, prefix)
 		}
 		match = r
 	}

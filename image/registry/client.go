@@ -233,7 +233,7 @@ func (ep *endpoint) connect() {
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // digests are of the bytes as stored
 		MaxResponseHeaderBytes: maxResponseHeader,
-		ResponseHeaderTimeout:  ep.source.client.opts.StallTimeout,
+		ResponseHeaderTimeout:  ep.source.client.opts.StallTimeout / tries, // all tries together wait no longer than a stall may last
 		IdleConnTimeout:        30 * time.Second,
 		MaxIdleConnsPerHost:    8,
 	}
