@@ -3,6 +3,108 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/crisp-cri/crisp/cri"
 )
 
-func serve(context.Context, *Config) error { return errors.New("serve is wired in a later commit") }
+// serve runs the daemon until SIGTERM or SIGINT; a second one ends it at once.
+func serve(ctx context.Context, cfg *Config) (err error) {
+	setLogLevel(cfg.LogLevel)
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	// Ignored, see the help text of serve; not by SIG_IGN, which every container would inherit through execve.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+
+	for key, dir := range map[string]string{"state_root": cfg.StateRoot, "run_root": cfg.RunRoot} {
+		if err := makeRoot(dir); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	lock, err := lockStateRoot(cfg.StateRoot)
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	// Before any goroutine of ours makes files: listen changes the umask for a moment.
+	listener, err := listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close() // for errors before Serve owns it; after that it is closed already
+
+	p, err := assemble(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+
+	host, err := cri.ProbeHost()
+	if err != nil {
+		return err
+	}
+	streaming, err := openStreaming(cfg.Streaming)
+	if err != nil {
+		return err
+	}
+	if streaming.Listener != nil {
+		defer streaming.Listener.Close() // for errors before Serve owns it; after that it is closed already
+	}
+	server, err := cri.NewServer(criConfig(cfg, p, host, streaming))
+	if err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }() // stopServing waits
+
+	began := time.Now()
+	if err := p.pods.Recover(ctx); err != nil {
+		return errors.Join(fmt.Errorf("cannot take over the pods of the last crispd: %w", err), stopServing(cfg, server, p, served))
+	}
+	server.SetReady()
+	klog.InfoS("Serving.", "version", version, "socket", cfg.Socket, "pods", len(p.pods.Pods()), "recovery", time.Since(began))
+	notify(daemon.SdNotifyReady)
+
+	select {
+	case <-ctx.Done():
+		stop() // a second signal has its default effect
+		klog.InfoS("Stopping: pods keep running.", "drainTimeout", time.Duration(cfg.DrainTimeout))
+		notify(daemon.SdNotifyStopping)
+		return stopServing(cfg, server, p, served)
+	case err := <-served:
+		return fmt.Errorf("cannot serve %s any longer: %w", cfg.Socket, err)
+	}
+}
+
+// stopServing lets running calls end, within drain_timeout, and waits for the server.
+func stopServing(cfg *Config, server *cri.Server, p *parts, served <-chan error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(cfg.DrainTimeout))
+	defer cancel()
+	server.Drain()
+	p.pods.Drain(ctx)
+	server.GracefulStop(ctx)
+	return <-served
+}
+
+// setLogLevel is klog's -v. klog writes to stderr, which is where systemd wants it.
+func setLogLevel(level int) {
+	var flags flag.FlagSet
+	klog.InitFlags(&flags)
+	_ = flags.Set("v", strconv.Itoa(level)) // fails for what is no number only
+}
+
+// notify tells systemd, where it asked to be told (Type=notify).
+func notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		klog.InfoS("Could not notify systemd, ignoring.", "state", state, "err", err)
+	}
+}

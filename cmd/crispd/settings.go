@@ -25,10 +25,19 @@ type Config struct {
 	LogLevel     int      `toml:"log_level" comment:"0 what an operator must know, 2 state changes, 4 steps and timings, 5 traces"`
 	DrainTimeout Duration `toml:"drain_timeout" comment:"How long SIGTERM waits for running calls. Pods keep running in any case."`
 
-	Cgroup  CgroupConfig  `toml:"cgroup"`
-	Network NetworkConfig `toml:"network"`
-	Image   ImageConfig   `toml:"image"`
-	Runtime RuntimeConfig `toml:"runtime"`
+	Cgroup    CgroupConfig    `toml:"cgroup"`
+	Network   NetworkConfig   `toml:"network"`
+	Image     ImageConfig     `toml:"image"`
+	Runtime   RuntimeConfig   `toml:"runtime"`
+	Streaming StreamingConfig `toml:"streaming"`
+}
+
+// StreamingConfig says where exec, attach and port-forward are served.
+type StreamingConfig struct {
+	Address     string   `toml:"address" comment:"Where exec, attach and port-forward are served; port 0: any free one. The kubelet must be able to dial it; anything but loopback wants TLS. \"\": nowhere"`
+	IdleTimeout Duration `toml:"idle_timeout" comment:"A session over which nothing moves for so long is ended"`
+	TLSCert     string   `toml:"tls_cert" comment:"PEM files of the certificate and its key; both or none"`
+	TLSKey      string   `toml:"tls_key"`
 }
 
 // CgroupConfig says where pods' cgroups are.
@@ -115,6 +124,7 @@ func Defaults() *Config {
 				"net.ipv4.ping_group_range":           "0 2147483647",
 			},
 		},
+		Streaming: StreamingConfig{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
 	}
 }
 
@@ -162,6 +172,7 @@ func (c *Config) Validate() error {
 	errs = append(errs, c.Network.validate()...)
 	errs = append(errs, c.Image.validate()...)
 	errs = append(errs, c.Runtime.validate()...)
+	errs = append(errs, c.Streaming.validate()...)
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }
@@ -254,6 +265,29 @@ func (r *RuntimeConfig) validate() (errs []error) {
 	for key := range r.DefaultSysctls {
 		if !sysctlKey.MatchString(key) {
 			wrong("default_sysctls", key, "a name like net.ipv4.ip_forward")
+		}
+	}
+	return errs
+}
+
+func (s *StreamingConfig) validate() (errs []error) {
+	wrong := func(key string, value any, want string) {
+		errs = append(errs, fmt.Errorf("streaming.%s = %v: want %s", key, quote(value), want))
+	}
+	if s.Address != "" {
+		if _, err := netip.ParseAddrPort(s.Address); err != nil {
+			wrong("address", s.Address, "an address and a port like 127.0.0.1:0 or [::1]:10010")
+		}
+	}
+	if s.IdleTimeout <= 0 {
+		wrong("idle_timeout", time.Duration(s.IdleTimeout), "a positive duration")
+	}
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		wrong("tls_key", s.TLSKey, "both tls_cert and tls_key, or none")
+	}
+	for key, path := range map[string]string{"tls_cert": s.TLSCert, "tls_key": s.TLSKey} {
+		if path != "" && !filepath.IsAbs(path) {
+			wrong(key, path, "an absolute path")
 		}
 	}
 	return errs

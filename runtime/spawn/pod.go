@@ -489,12 +489,10 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 
 // Exec is a process that was started in a container.
 type Exec struct {
-	// Terminal is the master of the process's terminal; nil without one. The caller closes it.
-	Terminal *os.File
-
-	pid  int
-	exit chan initproto.Exited
-	done <-chan struct{}
+	pid      int
+	exit     chan initproto.Exited
+	done     <-chan struct{}
+	terminal *os.File // until taken
 }
 
 // Exec starts one more process in a running container. A *StartError says that it could not be started.
@@ -522,11 +520,18 @@ func (p *Pod) Exec(ctx context.Context, a ExecArgs) (*Exec, error) {
 	}
 	e := &Exec{pid: s.PID, exit: exit, done: p.proc.done}
 	if len(r.FDs) == 1 {
-		if e.Terminal, err = openStream(r.TakeFD(0), "terminal"); err != nil {
+		if e.terminal, err = openStream(r.TakeFD(0), "terminal"); err != nil {
 			return nil, err
 		}
 	}
 	return e, nil
+}
+
+// TakeTerminal hands the master of the process's terminal to the caller; nil without one, or when it was taken.
+func (e *Exec) TakeTerminal() *os.File {
+	t := e.terminal
+	e.terminal = nil
+	return t
 }
 
 // PID of the process, in the host's PID namespace. It may be gone.

@@ -459,9 +459,10 @@ func TestTerminals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer x.Terminal.Close()
+	terminal := x.TakeTerminal()
+	defer terminal.Close()
 	b := make([]byte, 100)
-	n, _ := x.Terminal.Read(b)
+	n, _ := terminal.Read(b)
 	if string(b[:n]) != "hello\r\n" {
 		t.Errorf("got %q from the terminal, want hello", b[:n])
 	}

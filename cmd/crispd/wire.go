@@ -1,0 +1,158 @@
+package main
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/crisp-cri/crisp/cri"
+	"github.com/crisp-cri/crisp/image"
+	"github.com/crisp-cri/crisp/network/bridge"
+	"github.com/crisp-cri/crisp/network/netns"
+	"github.com/crisp-cri/crisp/podsandbox"
+	"github.com/crisp-cri/crisp/runtime/cgroup"
+	"github.com/crisp-cri/crisp/runtime/spawn"
+)
+
+// parts are the packages of a running daemon, opened.
+type parts struct {
+	images  *image.Store
+	cgroups *cgroup.Driver
+	network *bridge.Bridge
+	spawner *spawn.Spawner
+	pods    *podsandbox.Manager
+
+	closers []func() error // last opened, first closed
+}
+
+// assemble opens every package in the order in which they need each other. On
+// error all that was opened is closed again.
+func assemble(cfg *Config) (_ *parts, err error) {
+	p := &parts{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if p.images, err = image.Open(imageConfig(cfg)); err != nil {
+		return nil, fmt.Errorf("cannot open images: %w", err)
+	}
+	p.closers = append(p.closers, p.images.Close)
+
+	if p.cgroups, err = cgroup.New(cgroup.Config{Root: cfg.Cgroup.Root}); err != nil {
+		return nil, fmt.Errorf("cannot use cgroups: %w", err)
+	}
+	p.closers = append(p.closers, p.cgroups.Close)
+
+	pins, err := netns.OpenDir(cfg.Network.NetNSDir)
+	if err != nil {
+		return nil, fmt.Errorf("network.netns_dir: %w", err)
+	}
+	p.closers = append(p.closers, pins.Close)
+
+	if p.network, err = bridge.New(bridgeConfig(cfg)); err != nil {
+		return nil, fmt.Errorf("cannot open the network: %w", err)
+	}
+	p.closers = append(p.closers, p.network.Close)
+
+	if p.spawner, err = spawn.New(cfg.Runtime.InitPath, filepath.Join(cfg.RunRoot, "scratch")); err != nil {
+		return nil, fmt.Errorf("cannot prepare pods (runtime.init_path): %w", err)
+	}
+	p.closers = append(p.closers, p.spawner.Close)
+
+	p.pods, err = podsandbox.NewManager(podsandbox.Config{
+		StateDir: cfg.StateRoot,
+		RunDir:   cfg.RunRoot,
+		Spawner:  podsandbox.FromSpawn(p.spawner),
+		Cgroups:  podsandbox.FromCgroup(p.cgroups),
+		Images:   p.images,
+		Network:  p.network,
+		NetNS:    pins,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, p.pods.Close)
+	return p, nil
+}
+
+// close ends the daemon's side of everything. Pods live on.
+func (p *parts) close() error {
+	var errs []error
+	for len(p.closers) > 0 {
+		last := len(p.closers) - 1
+		errs = append(errs, p.closers[last]())
+		p.closers = p.closers[:last]
+	}
+	return errors.Join(errs...)
+}
+
+func imageConfig(cfg *Config) image.Config {
+	return image.Config{
+		Root:              filepath.Join(cfg.StateRoot, "images"),
+		RegistryConfigDir: cfg.Image.CertsDir,
+		KeepCompressed:    cfg.Image.KeepCompressed,
+		StallTimeout:      time.Duration(cfg.Image.StallTimeout),
+		ParallelLayers:    cfg.Image.ParallelLayers,
+		Pinned:            cfg.Image.Pinned,
+		UserAgent:         "crisp/" + version,
+		Limits: image.Limits{
+			DocumentBytes: int64(cfg.Image.MaxDocumentSize),
+			Layers:        cfg.Image.MaxLayers,
+			ImageBytes:    int64(cfg.Image.MaxImageSize),
+			ImageEntries:  cfg.Image.MaxImageEntries,
+		},
+	}
+}
+
+func bridgeConfig(cfg *Config) bridge.Config {
+	return bridge.Config{
+		Bridge:           cfg.Network.Bridge,
+		Table:            cfg.Network.Table,
+		Subnets:          cfg.Network.Subnets,
+		MTU:              cfg.Network.MTU,
+		NoMasquerade:     !cfg.Network.Masquerade,
+		MasqueradeExcept: cfg.Network.MasqueradeExcept,
+		NoAntiSpoof:      !cfg.Network.AntiSpoof,
+	}
+}
+
+// openStreaming listens for sessions; an empty address is none.
+func openStreaming(cfg StreamingConfig) (s cri.StreamingConfig, err error) {
+	s.Idle = time.Duration(cfg.IdleTimeout)
+	if cfg.Address == "" {
+		return s, nil
+	}
+	if cfg.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+		if err != nil {
+			return s, fmt.Errorf("streaming.tls_cert, streaming.tls_key: %w", err)
+		}
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	}
+	if s.Listener, err = net.Listen("tcp", cfg.Address); err != nil {
+		return s, fmt.Errorf("streaming.address: %w", err)
+	}
+	return s, nil
+}
+
+func criConfig(cfg *Config, p *parts, host cri.Host, streaming cri.StreamingConfig) cri.Config {
+	return cri.Config{
+		Pods:                p.pods,
+		Images:              p.images,
+		Network:             p.network,
+		Host:                host,
+		Version:             version,
+		CgroupDriver:        cfg.Cgroup.Driver,
+		CheckCgroupParent:   p.cgroups.ValidateParent,
+		Handlers:            cfg.Runtime.Handlers,
+		DefaultCapabilities: cfg.Runtime.DefaultCapabilities,
+		UnsetSeccompProfile: cfg.Runtime.UnsetSeccompProfile,
+		DefaultSysctls:      cfg.Runtime.DefaultSysctls,
+		Streaming:           streaming,
+		Settings:            cfg,
+	}
+}
