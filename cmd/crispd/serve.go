@@ -71,13 +71,13 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 		return errors.Join(fmt.Errorf("cannot take over the pods of the last crispd: %w", err), stopServing(cfg, server, p, served))
 	}
 	server.SetReady()
-	klog.InfoS("Serving.", "version", version, "socket", cfg.Socket, "pods", len(p.pods.Pods()), "recovery", time.Since(began))
+	klog.InfoS("Started serving", "version", version, "socket", cfg.Socket, "pods", len(p.pods.Pods()), "recovery", time.Since(began))
 	notify(daemon.SdNotifyReady)
 
 	select {
 	case <-ctx.Done():
 		stop() // a second signal has its default effect
-		klog.InfoS("Stopping: pods keep running.", "drainTimeout", time.Duration(cfg.DrainTimeout))
+		klog.InfoS("Stopping, pods keep running", "drainTimeout", time.Duration(cfg.DrainTimeout))
 		notify(daemon.SdNotifyStopping)
 		return stopServing(cfg, server, p, served)
 	case err := <-served:
@@ -105,6 +105,6 @@ func setLogLevel(level int) {
 // notify tells systemd, where it asked to be told (Type=notify).
 func notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		klog.InfoS("Could not notify systemd, ignoring.", "state", state, "err", err)
+		klog.InfoS("Could not notify systemd, ignoring", "state", state, "err", err)
 	}
 }
