@@ -689,18 +689,28 @@ func (m *Manager) exitedNow(ctx context.Context, c *container, x spawn.Exit) {
 	m.afterExit(ctx, c)
 }
 
-// afterExit makes an exit durable and gives back the cgroup, whose counters were read. What fails here is done again by the removal.
+// afterExit gives back the cgroup, whose counters were read, and makes the exit durable. What fails here is done again by
+// the pod's stop, or the removal. The caller holds the turn.
 func (m *Manager) afterExit(ctx context.Context, c *container) {
 	log := klog.FromContext(ctx)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), initLimit)
+	defer cancel()
+	if err := m.removeCgroup(limited, c); err != nil {
+		log.Error(err, "Could not remove the cgroup of an exited container, trying again when its pod stops", "containerID", c.id)
+	}
 	if err := syncFile(filepath.Join(m.store.containerDir(c.pod.id, c.id), stateFile)); err != nil {
 		log.Error(err, "Could not make the exit of a container durable; a power cut now may lose it", "containerID", c.id)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), initLimit)
-	defer cancel()
-	if err := m.removeCgroup(ctx, c); err != nil {
-		log.Error(err, "Could not remove the cgroup of an exited container, its removal will try again", "containerID", c.id)
-	}
 	m.usage.wanted(c.id, filepath.Join(m.store.containerDir(c.pod.id, c.id), upperDir))
+}
+
+// settle waits until the exit of a container is dealt with, and makes sure that its cgroup is gone.
+func (m *Manager) settle(ctx context.Context, c *container) error {
+	if err := c.turn.take(ctx); err != nil {
+		return err
+	}
+	defer c.turn.pass()
+	return m.removeCgroup(ctx, c)
 }
 
 // lose ends a container whose init nobody watches any more: for the reason given, unless its true end is known.

@@ -44,6 +44,7 @@ type world struct {
 	hooks map[string]func(ctx context.Context) error // by name, called without mu
 
 	inits   map[int]*fakeInit         // by pid, living
+	all     []*fakeInit               // also the dead
 	journal map[string][]spawn.Exit   // by run directory
 	cgroups map[string]*fakeCgroupDir // by path
 	pins    map[string]bool
@@ -115,6 +116,19 @@ func (w *world) reset() {
 	clear(w.fail)
 }
 
+// did is how often the operation was done since the last reset.
+func (w *world) did(name string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, o := range w.ops {
+		if o == name {
+			n++
+		}
+	}
+	return n
+}
+
 func (w *world) failAt(numbers ...int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -172,13 +186,7 @@ func (w *world) manager(change func(*Config)) *Manager {
 	if err := m.Recover(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
-	closed := false
-	w.t.Cleanup(func() {
-		if !closed {
-			_ = m.Close() // of a test that failed
-		}
-	})
-	_ = closed
+	w.t.Cleanup(func() { _ = m.Close() }) // of a test that failed
 	return m
 }
 
@@ -235,6 +243,7 @@ func (w *world) StartPod(ctx context.Context, a spawn.PodArgs, onExit func(spawn
 	w.lastPID++
 	i := &fakeInit{world: w, args: a, pid: w.lastPID, done: make(chan struct{}), containers: map[string]*fakeContainer{}}
 	w.inits[i.pid] = i
+	w.all = append(w.all, i)
 	w.journal[a.RunDir] = nil
 	if d := w.cgroups[w.leaf("pod-"+a.ID)]; d != nil {
 		d.inits = append(d.inits, i)
@@ -302,6 +311,7 @@ type fakeInit struct {
 	// guarded by world.mu
 	containers map[string]*fakeContainer
 	client     *fakeClient // the newest
+	mute       bool        // it does not tell of exits
 }
 
 // fakeContainer is a container as the init has it.
@@ -444,7 +454,7 @@ func (i *fakeInit) exitLocked(id string, code int) {
 		c.exit.Signal = code - 128
 	}
 	i.world.journal[i.args.RunDir] = append(i.world.journal[i.args.RunDir], c.exit)
-	if !i.world.dead {
+	if !i.world.dead && !i.mute {
 		i.client.exits <- c.exit
 	}
 }
@@ -792,7 +802,7 @@ func (c fakeCgroup) Kill(ctx context.Context) error {
 		for _, x := range d.execs {
 			x.kill()
 		}
-		for _, i := range c.inits {
+		for _, i := range c.all {
 			i.exitLocked(strings.TrimPrefix(path.Base(p), cgroup.LeafPrefix), 137)
 		}
 	})
@@ -819,7 +829,7 @@ func (c fakeCgroup) Remove(ctx context.Context) error {
 				busy = true
 			}
 		}
-		for _, i := range c.inits {
+		for _, i := range c.all {
 			if k := i.containers[strings.TrimPrefix(path.Base(p), cgroup.LeafPrefix)]; k != nil && k.state == spawn.InitRunning {
 				busy = true
 			}

@@ -53,13 +53,15 @@ type Manager struct {
 	cfg   Config
 	store *store
 
-	open     atomic.Bool // Recover is done
-	draining atomic.Bool
-	closing  chan struct{}  // closed by Close
-	owned    sync.WaitGroup // all goroutines of ours
-	busy     sync.WaitGroup // operations that callers asked for; Drain waits for them
-	usage    usage          // of writable layers
-	retry    chan struct{}  // wakes the janitor; cap 1: a wish, not a count
+	open      atomic.Bool // Recover is done
+	draining  atomic.Bool
+	closing   chan struct{} // closed by Close
+	closeOnce sync.Once
+	closeErr  error          // valid after closeOnce
+	owned     sync.WaitGroup // all goroutines of ours
+	busy      sync.WaitGroup // operations that callers asked for; Drain waits for them
+	usage     usage          // of writable layers
+	retry     chan struct{}  // wakes the janitor; cap 1: a wish, not a count
 
 	// mu guards the indexes below. Pods and containers are in them from their intent to their end.
 	mu         sync.RWMutex
@@ -131,8 +133,13 @@ func (m *Manager) Drain(ctx context.Context) {
 	}
 }
 
-// Close ends the daemon's side; pods live on. Drain first.
+// Close ends the daemon's side; pods live on. Drain first. A second Close does nothing.
 func (m *Manager) Close() error {
+	m.closeOnce.Do(func() { m.closeErr = m.close() })
+	return m.closeErr
+}
+
+func (m *Manager) close() error {
 	m.mu.Lock()
 	m.draining.Store(true)
 	m.mu.Unlock()

@@ -664,11 +664,12 @@ func (m *Manager) stopContainersOf(ctx context.Context, p *pod) error {
 	errs := make([]error, len(l))
 	for i, c := range l {
 		wg.Go(func() {
-			switch c.phase() {
-			case containerCreated, containerRunning:
-				errs[i] = m.stopAndWait(ctx, c, 0)
-			case containerUndoing:
+			if p := c.phase(); p == containerMaking || p == containerUndoing {
 				errs[i] = m.unmakeContainer(ctx, &operation{what: "undo container", object: c.id}, c)
+				return
+			}
+			if errs[i] = m.stopAndWait(ctx, c, 0); errs[i] == nil {
+				errs[i] = m.settle(ctx, c)
 			}
 		})
 	}
