@@ -139,6 +139,9 @@ expect 'exec -s' '^uid=0' crictl exec -s "$one" /payload id
 expect 'exec -s: pid 1' '^1 0 /payload trap' crictl exec -s "$one" /payload ps
 refuse 'exec -s: status' 'exit.*7|7' crictl exec -s "$one" /payload exit 7
 refuse 'exec -s: timeout' 'DeadlineExceeded|timed out|deadline' crictl exec -s --timeout 1 "$one" /payload sleep
+expect exec '^hi$' crictl exec "$one" /payload echo hi
+expect 'exec -i' '^what I say$' crictl exec -i "$one" /payload stdin <<<"what I say"
+refuse 'exec: status' '7' crictl exec "$one" /payload exit 7
 expect logs '^ready$' crictl logs "$one"
 expect stats 'one|[0-9a-f]{13}' crictl stats
 expect 'stats ID' "${one:0:13}" crictl stats --id "$one"
