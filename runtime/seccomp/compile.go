@@ -44,7 +44,7 @@ func Compile(p *specs.LinuxSeccomp) (Program, error) {
 		return program, nil
 	}
 	// Two at a time may compile the same: it takes less than a millisecond.
-	if program, err = compile(p, runtime.GOARCH); err != nil {
+	if program, err = CompileFor(p, runtime.GOARCH); err != nil {
 		return Program{}, err
 	}
 	cache.mu.Lock()
@@ -61,7 +61,8 @@ func Compile(p *specs.LinuxSeccomp) (Program, error) {
 	return program, nil
 }
 
-func compile(p *specs.LinuxSeccomp, goarch string) (Program, error) {
+// CompileFor is Compile for a machine of another GOARCH, and always compiles.
+func CompileFor(p *specs.LinuxSeccomp, goarch string) (Program, error) {
 	f, err := native(goarch)
 	if err != nil {
 		return Program{}, err

@@ -58,7 +58,7 @@ func parse(text []byte, bounding []string, goarch string) (*specs.LinuxSeccomp, 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := compile(p, goarch); err != nil {
+	if _, err := CompileFor(p, goarch); err != nil {
 		return nil, err
 	}
 	return p, nil
