@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Usage: hack/critest.sh [ARGUMENTS OF test/critest]
+# Builds critest from hack/cri-tools and runs it whole against a crispd of its own, with images of our own; then looks
+# for leaks. Needs root, bin/crispd and bin/crisp-init. -focus REGEXP runs some specs only, -v shows critest's output.
+# A failure, or a skip that test/critest/expected-skips.txt does not list, fails the run. Logs and report are in out/.
+
+set -euo pipefail
+# shellcheck source=hack/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+usage "*" "$@"
+
+need_root "pods are made"
+mkdir -p out
+cri=$(go -C hack/cri-tools list -m -f '{{.Version}}' sigs.k8s.io/cri-tools)
+CGO_ENABLED=0 go -C hack/cri-tools test -c -trimpath -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=${cri#v}" \
+	-o "$root/out/critest" sigs.k8s.io/cri-tools/cmd/critest
+go build -o out/critest-run ./test/critest
+exec out/critest-run "$@"
