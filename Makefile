@@ -48,6 +48,10 @@ test-cri: build ## Drive a real crispd through the kubelet's client (test/cri), 
 test-crictl: build tools ## Drive a real crispd with crictl as a user would, then look for leaks.
 	hack/crictl-test.sh
 
+.PHONY: test-critest
+test-critest: build ## Run the Kubernetes project's critest whole against a real crispd (as root; CRITEST="-focus REGEXP").
+	hack/critest.sh $(CRITEST)
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 20s) each.
 	hack/fuzz.sh $(FUZZTIME)
