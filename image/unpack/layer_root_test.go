@@ -258,7 +258,7 @@ func TestSEC68Hostile(t *testing.T) {
 		{name: "PAX sparse map of 10^7 regions", archive: paxSparse(10_000_000), want: fault.Corrupt},
 		{name: "sparse file of 2^50 bytes", archive: sparseOf(1 << 50), want: fault.Limit},
 		{name: "10^7 empty files", archive: manyFiles(10_000_000), limits: Limits{Entries: 2000}, want: fault.Limit},
-		{name: "depth 5000 through links", archive: bytes.NewReader(deepLinks(5000)), limits: Limits{Depth: 1000}, want: fault.Limit},
+		{name: "depth 5000 through links", archive: bytes.NewReader(deepLinks(5000)), limits: Limits{Depth: 900}, want: fault.Limit},
 		{name: "20 000 xattrs", archive: bytes.NewReader(it.Tar(manyXattrs(20_000))), want: fault.Limit}, // more do not fit into 1 MiB of PAX,
 		{name: "xattrs of 300 KiB", archive: bytes.NewReader(it.Tar(it.File("f", "", 0o644).Xattr("user.x", strings.Repeat("x", 300<<10)))), want: fault.Limit},
 		{name: "gzip bomb", archive: gzipOf(4 << 30), want: fault.Limit},
@@ -273,7 +273,7 @@ func TestSEC68Hostile(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			start := time.Now()
-			_, err := Layer(t.Context(), func(context.Context) io.Reader { return h.archive }, root, h.limits, NewBudget(64<<20, 20_000))
+			_, err := Layer(t.Context(), func(context.Context) io.Reader { return h.archive }, root, h.limits, NewBudget(64<<20, 3000))
 			took := time.Since(start)
 			runtime.ReadMemStats(&after)
 			if c, ok := h.archive.(io.Closer); ok {
@@ -282,7 +282,7 @@ func TestSEC68Hostile(t *testing.T) {
 			if !errors.Is(err, h.want) {
 				t.Errorf("got %v, want %v", err, h.want)
 			}
-			if took > 30*time.Second {
+			if took > time.Minute { // half a second on a quiet machine
 				t.Errorf("took %s", took)
 			}
 			if grown := int64(after.HeapSys) - int64(before.HeapSys); grown > 64<<20 {

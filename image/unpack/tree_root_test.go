@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -207,13 +208,22 @@ func (c *canary) check(t testing.TB) {
 // goes with it.
 func overlay(t testing.TB, lowers ...string) string {
 	t.Helper()
-	empty := t.TempDir()
+	// By descriptor: fsconfig(2) takes no string longer than 255 bytes.
+	var names []string
+	for _, dir := range append(lowers, t.TempDir()) {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		names = append(names, fmt.Sprintf("/proc/self/fd/%d", fd))
+	}
 	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		t.Fatalf("fsopen overlay: %v", err)
 	}
 	defer unix.Close(fsfd)
-	if err := unix.FsconfigSetString(fsfd, "lowerdir", strings.Join(append(lowers, empty), ":")); err != nil {
+	if err := unix.FsconfigSetString(fsfd, "lowerdir", strings.Join(names, ":")); err != nil {
 		t.Fatalf("lowerdir: %v", err)
 	}
 	if err := unix.FsconfigCreate(fsfd); err != nil {
@@ -225,4 +235,30 @@ func overlay(t testing.TB, lowers ...string) string {
 	}
 	t.Cleanup(func() { _ = unix.Close(fd) })
 	return fmt.Sprintf("/proc/self/fd/%d/", fd)
+}
+
+// TestCanary: the canary notices what the tests rely on it for.
+func TestCanary(t *testing.T) {
+	for name, do := range map[string]func(etc string) error{
+		"new file": func(etc string) error { return os.WriteFile(filepath.Join(etc, "new"), nil, 0o644) },
+		"content":  func(etc string) error { return os.WriteFile(filepath.Join(etc, "passwd"), []byte("CANARY"), 0o640) },
+		"mode":     func(etc string) error { return os.Chmod(filepath.Join(etc, "passwd"), 0o644) },
+		"owner":    func(etc string) error { return os.Lchown(filepath.Join(etc, "passwd"), os.Getuid(), os.Getgid()) },
+		"times":    func(etc string) error { return os.Chtimes(etc, imagetest.Time, imagetest.Time) },
+		"link":     func(etc string) error { return os.Link(filepath.Join(etc, "passwd"), filepath.Join(filepath.Dir(etc), "stolen")) },
+		"removal":  func(etc string) error { return os.Remove(filepath.Join(etc, "passwd")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCanary(t, filepath.Join(t.TempDir(), "layer", "fs"))
+			if !maps.Equal(c.before, c.snapshot(t)) {
+				t.Error("it sees a change where there is none")
+			}
+			if err := do(c.dirs[1]); err != nil {
+				t.Fatal(err)
+			}
+			if maps.Equal(c.before, c.snapshot(t)) {
+				t.Error("it sees no change")
+			}
+		})
+	}
 }
