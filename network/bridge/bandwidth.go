@@ -47,7 +47,7 @@ func checkBandwidth(annotations map[string]string) (limited bool, err error) {
 
 // parseBandwidth returns bits per second.
 func parseBandwidth(s string) (uint64, error) {
-	digits := strings.TrimRight(s, "kMGTPi")
+	digits := strings.TrimRight(s, "kKMGTPi")
 	factor, known := quantitySuffixes[s[len(digits):]]
 	if len(s) > 32 || digits == "" || !known || strings.Trim(digits, "0123456789.") != "" {
 		return 0, fmt.Errorf("%w: %q is not a quantity like 10M", network.ErrInvalid, s[:min(len(s), 32)])

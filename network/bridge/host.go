@@ -394,8 +394,8 @@ func isDefault(r netlink.Route) bool {
 
 // checkOverlap refuses a range that another link is in: packets to pods, or to the
 // neighbours on that link, would go the wrong way. A host that is in a larger
-// network (10.0.0.0/8, say) may give a part of it to its pods, and single addresses
-// (VXLAN devices have them) do no harm.
+// network (10.0.0.0/8, say) may give a part of it, without itself, to its pods, and
+// single addresses (VXLAN devices have them) do no harm.
 func (k *kernel) checkOverlap(bridge string, ranges []netip.Prefix) error {
 	links, err := k.links.LinkList()
 	if err != nil {
@@ -418,7 +418,7 @@ func (k *kernel) checkOverlap(bridge string, ranges []netip.Prefix) error {
 		bits, _ := a.Mask.Size()
 		foreign := netip.PrefixFrom(ip, bits).Masked()
 		for _, r := range ranges {
-			if foreign.IsValid() && bits < ip.BitLen() && bits >= r.Bits() && r.Overlaps(foreign) {
+			if bits < ip.BitLen() && r.Overlaps(foreign) && (bits >= r.Bits() || r.Contains(ip)) {
 				return fmt.Errorf("pod range %s: %w: link %q is in %s", r, network.ErrInvalid, names[a.LinkIndex], foreign)
 			}
 		}
@@ -514,7 +514,7 @@ func (b *Bridge) Destroy() error {
 	defer b.hostMu.Unlock()
 	b.generation.Add(1)
 	b.host.Store(nil)
-	errs := []error{b.rules.Delete(b.cfg.Table, !b.cfg.NoAntiSpoof)}
+	errs := []error{b.rules.Delete(b.cfg.Table)}
 	link, err := b.kernel.bridgeLink(b.cfg.Bridge)
 	if err != nil {
 		return fmt.Errorf("cannot remove network of bridge %q: %w", b.cfg.Bridge, errors.Join(append(errs, err)...))

@@ -53,12 +53,14 @@ func (b *Bridge) Restore(ctx context.Context, pods map[string]network.Restored) 
 		defer b.mu.Unlock()
 		return b.links[name] != ""
 	})
-	// Without pods and without a bridge there is nothing to repair; it is made when
+	// Without pods and without a bridge there is nothing to repair; both are made when
 	// a pod comes.
 	var repaired error
 	if needed || link != nil {
 		b.generation.Add(1)
 		_, repaired = b.ensureHost(ctx)
+	} else {
+		repaired = b.rules.Delete(b.cfg.Table)
 	}
 	if err := errors.Join(collected, repaired); err != nil {
 		return fmt.Errorf("cannot restore network of bridge %q: %w", b.cfg.Bridge, err)

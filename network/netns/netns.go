@@ -82,7 +82,7 @@ func doLocked(ns *os.File, fn func() error) (err error) {
 // New makes a network namespace with nothing in it but a loopback device that is
 // down. It lives until the returned file is closed and nothing else refers to it.
 //
-// Needs: CAP_SYS_ADMIN. Runs on: a thread of its own, which dies. Undo: Close.
+// Needs: CAP_SYS_ADMIN. Runs on: a thread of its own. Undo: Close.
 func New() (*os.File, error) {
 	type result struct {
 		ns  *os.File
@@ -90,21 +90,38 @@ func New() (*os.File, error) {
 	}
 	done := make(chan result, 1) // Written once.
 	go func() {
-		// Never unlocked: the thread dies with this goroutine.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("cannot make a network namespace: unshare: %w", err)}
-			return
-		}
-		ns, err := os.Open(threadNS)
+		ns, err := newLocked()
 		done <- result{ns, err}
 	}()
 	r := <-done
 	return r.ns, r.err
 }
 
+// newLocked is New on the goroutine made for it. As in doLocked, a thread that
+// cannot be moved back dies. (Only then: if it is the process's first thread, the
+// Go runtime cannot end it, and /proc/self would show the wrong namespace.)
+func newLocked() (ns *os.File, err error) {
+	runtime.LockOSThread()
+	home, err := unix.Open(threadNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread() // The thread has not moved.
+		return nil, &os.PathError{Op: "open", Path: threadNS, Err: err}
+	}
+	defer func() { _ = unix.Close(home) }() // Read-only: nothing can be lost.
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread() // The thread has not moved.
+		return nil, fmt.Errorf("cannot make a network namespace: unshare: %w", err)
+	}
+	ns, err = os.Open(threadNS)
+	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
+		return ns, errors.Join(err, fmt.Errorf("leave new network namespace: setns: %w", back))
+	}
+	runtime.UnlockOSThread()
+	return ns, err
+}
+
 // Current opens the network namespace of the process.
-func Current() (*os.File, error) { return os.Open("/proc/self/ns/net") }
+func Current() (*os.File, error) { return os.Open(threadNS) }
 
 // Same reports whether a and b are the same namespace.
 func Same(a, b *os.File) (bool, error) {

@@ -26,6 +26,8 @@ type Monitor struct {
 	table string
 	// closed before conn is: the socket's own error for that is no sentinel.
 	closed atomic.Bool
+	// touched: the transaction that is being reported changed our tables.
+	touched bool
 }
 
 // NewMonitor starts to listen; nothing that happens from now on is missed.
@@ -53,8 +55,9 @@ func (m *Monitor) Close() error {
 	return m.conn.Close()
 }
 
-// Next waits until somebody else has touched our tables, or may have: when
-// notifications were lost, it returns too. After Close it returns os.ErrClosed.
+// Next waits until a transaction of somebody else has touched our tables, or may
+// have: when notifications were lost, it returns too. After Close it returns
+// os.ErrClosed. It must not be called concurrently.
 func (m *Monitor) Next() error {
 	for {
 		msgs, err := m.conn.Receive()
@@ -62,15 +65,18 @@ func (m *Monitor) Next() error {
 		case err != nil && m.closed.Load():
 			return os.ErrClosed
 		case errors.Is(err, unix.ENOBUFS):
+			m.touched = false
 			return nil
 		case err != nil:
 			return fmt.Errorf("cannot watch nftables: %w", err)
 		}
-		touched := false
+		over := false
 		for _, msg := range msgs {
-			touched = touched || m.concerns(msg)
+			m.touched = m.touched || m.concerns(msg)
+			over = over || (m.touched && uint16(msg.Header.Type) == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN)
 		}
-		if touched {
+		if over {
+			m.touched = false
 			return nil
 		}
 	}
@@ -78,7 +84,7 @@ func (m *Monitor) Next() error {
 
 // concerns reports whether msg is a foreign change of one of our tables. Every
 // nftables message has the name of its table as attribute 1 (NFTA_TABLE_NAME,
-// NFTA_CHAIN_TABLE, NFTA_RULE_TABLE …), but the one that ends a transaction.
+// NFTA_CHAIN_TABLE, NFTA_RULE_TABLE …), but the last of a transaction, NEWGEN.
 func (m *Monitor) concerns(msg netlink.Message) bool {
 	typ := uint16(msg.Header.Type)
 	if typ>>8 != unix.NFNL_SUBSYS_NFTABLES || typ&0xff == unix.NFT_MSG_NEWGEN || msg.Header.PID == m.owner || len(msg.Data) < 4 {

@@ -270,7 +270,7 @@ func TestForeignTablesStay(t *testing.T) {
 		if err := replace(table, cfg, testPods); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if err := table.Delete(cfg.Table, cfg.AntiSpoof); err != nil {
+		if err := table.Delete(cfg.Table); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if got := nft(t, ns, "list", "ruleset"); got != before {

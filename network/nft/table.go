@@ -217,18 +217,15 @@ func (t *Table) changeLocked(typ uint16, elems []element) error {
 
 // Delete forgets everything but the connection, and takes the tables called name
 // out of the kernel.
-func (t *Table) Delete(name string, antiSpoof bool) error {
+func (t *Table) Delete(name string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.cfg = Config{Table: name, AntiSpoof: antiSpoof}
+	t.cfg = Config{Table: name}
 	defer func() { t.cfg = Config{} }()
 	t.pods, t.live = map[string]Pod{}, false
 	t.recountLocked()
 	if err := t.conn.Do(batch(t.cfg.dropTables())...); err != nil {
 		return fmt.Errorf("cannot delete nftables table %q: %w", name, err)
-	}
-	if antiSpoof {
-		return nil
 	}
 	return t.dropBridgeLocked()
 }
