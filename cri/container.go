@@ -64,7 +64,7 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the config: %w", err)
 	}
-	found, err := lookUp(ctx, config, profile)
+	found, err := s.lookUp(ctx, config, profile)
 	if err != nil {
 		return nil, err
 	}

@@ -131,7 +131,9 @@ func NewServer(cfg Config) (*Server, error) {
 		grpc.StreamInterceptor(s.stream),
 		grpc.WaitForHandlers(true), // Stop returns when nothing of ours runs any more
 	)
-	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset)})
+	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{
+		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: lookUp,
+	})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{cfg: &cfg})
 	return s, nil
 }
@@ -193,6 +195,7 @@ type runtimeService struct {
 	streamer     *streamer // nil without
 	driver       runtimeapi.CgroupDriver
 	unsetSeccomp runtimeapi.SecurityProfile_ProfileType
+	lookUp       func(context.Context, *runtimeapi.ContainerConfig, *runtimeapi.SecurityProfile) (*found, error)
 }
 
 // imageService implements the ImageService.

@@ -29,6 +29,10 @@ const (
 	// maxName bounds a pod's name, namespace and uid and a container's name: the
 	// length of a DNS subdomain (RFC 1123), which is what Kubernetes allows.
 	maxName = 253
+	// maxID is four times what ours are long; it keeps errors and log lines short.
+	maxID = 256
+	// maxRef bounds an image reference: a name of 255 bytes, a tag of 128, a digest of 71, and room.
+	maxRef = 1024
 	// maxDNSEntries and maxDNSEntry: resolv.conf(5) reads three servers and, since glibc 2.26,
 	// any number of search domains; the kubelet sends at most 32.
 	maxDNSEntries = 64
@@ -48,7 +52,17 @@ func (e *fieldError) Error() string { return e.field + ": " + e.problem }
 func (e *fieldError) Unwrap() error { return e.kind }
 
 func invalid(field, format string, args ...any) error {
-	return &fieldError{field, fmt.Sprintf(format, args...), podsandbox.ErrInvalid}
+	return &fieldError{field, problem(format, args...), podsandbox.ErrInvalid}
+}
+
+// problem is Sprintf, but no longer than somebody reads: args can hold foreign text that others quoted whole.
+func problem(format string, args ...any) string {
+	const most = 600
+	text := fmt.Sprintf(format, args...)
+	if len(text) > most {
+		text = text[:most] + "..."
+	}
+	return text
 }
 
 // A checker walks a request. It keeps the first field that can never work, and
@@ -67,7 +81,7 @@ func (c *checker) bad(field, format string, args ...any) {
 // lacks notes a field that asks for what is not there; format is a sentence on why.
 func (c *checker) lacks(field, format string, args ...any) {
 	if c.missing == nil {
-		c.missing = &fieldError{field, fmt.Sprintf(format, args...), podsandbox.ErrUnsupported}
+		c.missing = &fieldError{field, problem(format, args...), podsandbox.ErrUnsupported}
 	}
 }
 
@@ -86,10 +100,13 @@ func clip(s string) string {
 	return s
 }
 
-// id checks the one field that most calls have.
+// id checks the one field that most calls have. An id that nobody has is not this function's business.
 func (c *checker) id(field, id string) {
-	if id == "" {
+	switch {
+	case id == "":
 		c.bad(field, "must not be empty")
+	case len(id) > maxID || hasControl(id):
+		c.bad(field, "%q is no id: it is longer than %d bytes, or has control characters", clip(id), maxID)
 	}
 }
 
@@ -502,6 +519,11 @@ func (c *checker) createContainer(r *runtimeapi.CreateContainerRequest, cfg *Con
 func (c *checker) imageSpec(field string, s *runtimeapi.ImageSpec, cfg *Config) {
 	if s.GetImage() == "" {
 		c.bad(field+".image", "must not be empty")
+	}
+	for _, f := range []struct{ name, ref string }{{"image", s.GetImage()}, {"user_specified_image", s.GetUserSpecifiedImage()}} {
+		if len(f.ref) > maxRef || hasControl(f.ref) {
+			c.bad(field+"."+f.name, "%q is no image: it is longer than %d bytes, or has control characters", clip(f.ref), maxRef)
+		}
 	}
 	c.handler(field+".runtime_handler", s.GetRuntimeHandler(), cfg)
 }
