@@ -245,8 +245,10 @@ func TestCanary(t *testing.T) {
 		"mode":     func(etc string) error { return os.Chmod(filepath.Join(etc, "passwd"), 0o644) },
 		"owner":    func(etc string) error { return os.Lchown(filepath.Join(etc, "passwd"), os.Getuid(), os.Getgid()) },
 		"times":    func(etc string) error { return os.Chtimes(etc, imagetest.Time, imagetest.Time) },
-		"link":     func(etc string) error { return os.Link(filepath.Join(etc, "passwd"), filepath.Join(filepath.Dir(etc), "stolen")) },
-		"removal":  func(etc string) error { return os.Remove(filepath.Join(etc, "passwd")) },
+		"link": func(etc string) error {
+			return os.Link(filepath.Join(etc, "passwd"), filepath.Join(filepath.Dir(etc), "stolen"))
+		},
+		"removal": func(etc string) error { return os.Remove(filepath.Join(etc, "passwd")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCanary(t, filepath.Join(t.TempDir(), "layer", "fs"))
