@@ -89,7 +89,7 @@ func (s *Store) fetchLayer(ctx context.Context, src *registry.Source, l layerDes
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work) // after a success there is nothing left
+	defer func() { _ = os.RemoveAll(work) }() // after a success there is nothing left; after a failure Open sweeps what stays
 
 	transfer := &transfer{store: s, source: src, layer: l, keepAs: ""}
 	if s.config.KeepCompressed {

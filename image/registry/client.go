@@ -211,7 +211,6 @@ type endpoint struct {
 
 	mu            sync.Mutex // guards what follows; held across the token exchange, so that one is made
 	authorization string     // value of the Authorization header; "" for none
-	asked         bool       // a challenge was answered at least once
 	plain         bool       // a loopback registry that turned out not to speak TLS
 }
 
