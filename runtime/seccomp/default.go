@@ -8,12 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// lastFamily leaves room: AF_MAX was 46 in Linux 6.18.
+const lastFamily = 63
+
 // Default is the profile RuntimeDefault for a container with the bounding set caps
 // ("CAP_CHOWN", …) on arch (a GOARCH): containerd's, which is Docker's, with these differences
 // to Docker's:
 //
 //   - socket(2) for all address families but AF_ALG (CVE-2026-31431, "Copy Fail") and AF_VSOCK (it
-//     reaches the hypervisor past all network policy); Docker lists those that current kernels have.
+//     reaches the hypervisor past all network policy), as containerd; Docker lists those that current kernels
+//     have. containerd's rule for the newer ones, "more than 40", compares 64 bits where the kernel looks at 32:
+//     socket(1<<32 | AF_ALG) gets through. Here each number up to lastFamily is a rule.
 //   - The lsm_* calls for everybody.
 //   - socketcall(2) for nobody: a filter cannot see which family it asks for, so a 32-bit program could get
 //     around the first (in containerd it can). 32-bit programs use socket(2) itself since Linux 4.3.
@@ -28,12 +33,11 @@ func Default(caps []string, arch string) (*specs.LinuxSeccomp, error) {
 		calls = append(calls, s)
 	}
 	calls = append(calls, allow(nil, "lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr"))
-	for _, family := range []specs.LinuxSeccompArg{
-		{Op: specs.OpLessThan, Value: unix.AF_ALG},
-		{Op: specs.OpEqualTo, Value: unix.AF_ALG + 1}, // AF_NFC
-		{Op: specs.OpGreaterThan, Value: unix.AF_VSOCK},
-	} {
-		calls = append(calls, allow([]specs.LinuxSeccompArg{family}, "socket"))
+	calls = append(calls, allow([]specs.LinuxSeccompArg{{Op: specs.OpLessThan, Value: unix.AF_ALG}}, "socket"))
+	for family := uint64(unix.AF_ALG + 1); family <= lastFamily; family++ {
+		if family != unix.AF_VSOCK {
+			calls = append(calls, allow([]specs.LinuxSeccompArg{{Op: specs.OpEqualTo, Value: family}}, "socket"))
+		}
 	}
 	// Said in so many words, or the rules for bind(2) and others would hold for it too.
 	calls = append(calls, &moby.Syscall{LinuxSyscall: specs.LinuxSyscall{
