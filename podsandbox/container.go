@@ -396,7 +396,7 @@ func (m *Manager) takeBack(ctx context.Context, c *container) error {
 	if err != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, initLimit)
+	ctx, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
 	err = i.Remove(ctx, c.id)
 	if errors.Is(err, spawn.ErrGone) || errors.Is(err, spawn.ErrNotFound) {
@@ -664,7 +664,7 @@ func (m *Manager) exitedNow(ctx context.Context, c *container, x spawn.Exit) {
 	log := klog.FromContext(ctx)
 	if mode, _ := pidMode(c.rec.Config); mode != spawn.PIDPrivate {
 		// With a PID namespace of its own, all died with its first process.
-		ctx, cancel := context.WithTimeout(ctx, initLimit)
+		ctx, cancel := context.WithTimeout(ctx, m.patience)
 		if err := m.cgroupOf(c).Kill(ctx); err != nil {
 			log.Error(err, "Processes of an exited container do not die, going on", "containerID", c.id)
 		}
@@ -693,7 +693,7 @@ func (m *Manager) exitedNow(ctx context.Context, c *container, x spawn.Exit) {
 // the pod's stop, or the removal. The caller holds the turn.
 func (m *Manager) afterExit(ctx context.Context, c *container) {
 	log := klog.FromContext(ctx)
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), initLimit)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.patience)
 	defer cancel()
 	if err := m.removeCgroup(limited, c); err != nil {
 		log.Error(err, "Could not remove the cgroup of an exited container, trying again when its pod stops", "containerID", c.id)
@@ -841,7 +841,7 @@ func (m *Manager) reopenLog(ctx context.Context, op *operation, c *container) er
 	if dir == "" || name == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, initLimit)
+	ctx, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
 	return op.step(ctx, "reopen", func(ctx context.Context) error {
 		f, err := openLog(dir, name)

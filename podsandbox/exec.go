@@ -165,7 +165,7 @@ func (r *running) wait(ctx context.Context) (int, error) {
 }
 
 func (r *running) kill(ctx context.Context) {
-	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), initLimit)
+	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
 	defer cancel()
 	if err := r.cgroup.Kill(kill); err != nil {
 		klog.FromContext(ctx).Error(err, "Could not kill an exec'd process, leaving it to its container's end", "containerID", r.id)
@@ -174,7 +174,7 @@ func (r *running) kill(ctx context.Context) {
 
 // release gives the cgroup back. With processes left in it, it goes with the container's.
 func (r *running) release(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), initLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
 	defer cancel()
 	if err := r.cgroup.Remove(ctx); err != nil {
 		klog.FromContext(ctx).V(4).Info("Kept the cgroup of an exec'd process, ignoring", "containerID", r.id, "err", err)

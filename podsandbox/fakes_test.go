@@ -40,8 +40,10 @@ type world struct {
 	fail map[int]error
 	// crash is the number of the operation at which the daemon dies; 0: never.
 	crash int
-	dead  bool
-	hooks map[string]func(ctx context.Context) error // by name, called without mu
+	// crashLater is crash for a script that first prepares something.
+	crashLater int
+	dead       bool
+	hooks      map[string]func(ctx context.Context) error // by name, called without mu
 
 	inits   map[int]*fakeInit         // by pid, living
 	all     []*fakeInit               // also the dead
@@ -153,6 +155,20 @@ func (w *world) hook(name string, f func(ctx context.Context) error) {
 	}
 }
 
+// total is how many operations there were since the last reset.
+func (w *world) total() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.count
+}
+
+// heal ends all faults.
+func (w *world) heal() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.fail)
+}
+
 // describe is operation n.
 func (w *world) describe(n int) string {
 	w.mu.Lock()
@@ -182,6 +198,7 @@ func (w *world) manager(change func(*Config)) *Manager {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	m.patience = 200 * time.Millisecond
 	m.store.fault = func(what string) error { return w.op(context.Background(), what) }
 	if err := m.Recover(context.Background()); err != nil {
 		w.t.Fatal(err)

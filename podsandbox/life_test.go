@@ -827,9 +827,6 @@ func TestInitDies(t *testing.T) {
 
 // C-55: a pod init that does not answer any more is not needed to get rid of its pod.
 func TestInitHangs(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits for a time-out")
-	}
 	d := newDaemon(t)
 	defer d.close()
 	ctx := context.Background()

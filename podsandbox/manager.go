@@ -61,6 +61,7 @@ type Manager struct {
 	owned     sync.WaitGroup // all goroutines of ours
 	busy      sync.WaitGroup // operations that callers asked for; Drain waits for them
 	usage     usage          // of writable layers
+	patience  time.Duration  // with a pod init: initLimit, but in tests
 	retry     chan struct{}  // wakes the janitor; cap 1: a wish, not a count
 
 	// mu guards the indexes below. Pods and containers are in them from their intent to their end.
@@ -104,7 +105,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		return nil, fmt.Errorf("cannot open pods' state: %w", err)
 	}
 	m := &Manager{
-		cfg: cfg, store: s, closing: make(chan struct{}), retry: make(chan struct{}, 1),
+		cfg: cfg, store: s, patience: initLimit, closing: make(chan struct{}), retry: make(chan struct{}, 1),
 		pods: map[string]*pod{}, containers: map[string]*container{},
 		identities: map[Identity]*pod{}, names: map[containerName]*container{}, operations: map[*operation]struct{}{},
 	}

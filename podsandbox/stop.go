@@ -151,7 +151,7 @@ func (m *Manager) askToStop(ctx context.Context, op *operation, c *container, s 
 	i, err := c.pod.living()
 	if err == nil {
 		err = op.step(limited, "send "+unix.SignalName(sig), func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, initLimit)
+			ctx, cancel := context.WithTimeout(ctx, m.patience)
 			defer cancel()
 			return i.Signal(ctx, c.id, sig)
 		})
@@ -208,7 +208,7 @@ func (m *Manager) awaitEnd(c *container, s *stop) bool {
 // awaitExit waits for the exit of a container whose processes are all dead. A pod init that
 // does not report it is not waited for for long (C-55): what we did is known.
 func (m *Manager) awaitExit(ctx context.Context, c *container) error {
-	timer := time.NewTimer(initLimit)
+	timer := time.NewTimer(m.patience)
 	defer timer.Stop()
 	select {
 	case <-c.ended:

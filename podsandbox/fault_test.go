@@ -1,0 +1,430 @@
+package podsandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The sweeps below let the n-th operation on the kernel, the network, the images or the store fail, for
+// n = 1, 2, 3 … until the request succeeds, and check each time what must always be true (I1 to I4):
+//
+//   - An object that a caller does not know leaves nothing behind, at once or when the janitor has been.
+//   - One that is known is listed, can be stopped and removed, and then leaves nothing behind.
+//   - The same request succeeds when the fault is over.
+
+// maxSweep is more operations than any request has.
+const maxSweep = 200
+
+// sweep calls one with faults at n, and at n and m for all m after n, until there is nothing left to fail.
+func sweep(t *testing.T, one func(t *testing.T, faults []int) (failed bool, ops int)) {
+	for n := 1; ; n++ {
+		if n > maxSweep {
+			t.Fatal("it never succeeds")
+		}
+		failed, ops := one(t, []int{n})
+		if t.Failed() {
+			return
+		}
+		if !failed && n > ops {
+			return
+		}
+		for m := n + 1; m <= ops; m++ {
+			one(t, []int{n, m})
+			if t.Failed() {
+				return
+			}
+		}
+	}
+}
+
+// where names the operations that failed, for messages.
+func (d *daemon) where(faults []int) string {
+	var l []string
+	for _, n := range faults {
+		l = append(l, d.describe(n))
+	}
+	return strings.Join(l, " and ")
+}
+
+func TestRunPodFaults(t *testing.T) {
+	sweep(t, func(t *testing.T, faults []int) (bool, int) {
+		d := newDaemon(t)
+		defer d.close()
+		d.reset()
+		d.failAt(faults...)
+		id, err := d.RunPod(context.Background(), podConfig("a"))
+		ops := d.total()
+		if err != nil {
+			if !errors.Is(err, errInjected) || !strings.HasPrefix(err.Error(), `cannot run pod "ns/a": step `) {
+				t.Errorf("%s: got error %v", d.where(faults), err)
+			}
+			if l := d.Pods(); len(l) > 0 {
+				t.Errorf("%s: a pod that was not made is shown: %+v", d.where(faults), l[0])
+			}
+			// The same request works at once, even while something of the first is left.
+			d.heal()
+			if id, err = d.RunPod(context.Background(), podConfig("a")); err != nil {
+				t.Errorf("%s: retry: %v", d.where(faults), err)
+			}
+			d.retryUndoing()
+			if l := d.leftovers(id); len(l) > 0 {
+				t.Errorf("%s: left over:\n%s", d.where(faults), strings.Join(l, "\n"))
+			}
+			d.removeAll()
+			return true, ops
+		}
+		if p := d.mustPod(id); p.State != PodReady {
+			t.Errorf("%s: got %+v", d.where(faults), p)
+		}
+		d.removeAll()
+		return false, ops
+	})
+}
+
+func TestCreateContainerFaults(t *testing.T) {
+	sweep(t, func(t *testing.T, faults []int) (bool, int) {
+		d := newDaemon(t)
+		defer d.close()
+		pod := d.run("a")
+		before := d.leftovers()
+		d.reset()
+		d.failAt(faults...)
+		id, err := d.CreateContainer(context.Background(), pod, containerConfig("c"))
+		ops := d.total()
+		failed := err != nil
+		if failed {
+			if !errors.Is(err, errInjected) || !strings.HasPrefix(err.Error(), `cannot create container "ns/a/c": step `) {
+				t.Errorf("%s: got error %v", d.where(faults), err)
+			}
+			if l := d.Containers(); len(l) > 0 {
+				t.Errorf("%s: a container that was not made is shown: %+v", d.where(faults), l[0])
+			}
+			d.heal()
+			d.retryUndoing()
+			if l := d.leftovers(); fmt.Sprint(l) != fmt.Sprint(before) {
+				t.Errorf("%s: left over:\n%s", d.where(faults), strings.Join(l, "\n"))
+			}
+			if id, err = d.CreateContainer(context.Background(), pod, containerConfig("c")); err != nil {
+				t.Errorf("%s: retry: %v", d.where(faults), err)
+			}
+		}
+		d.heal()
+		if err := d.StartContainer(context.Background(), id); err != nil {
+			t.Errorf("%s: start: %v", d.where(faults), err)
+		}
+		d.removeAll()
+		return failed, ops
+	})
+}
+
+// Stop and remove: what fails can be repeated until it works, and the pod is listed for as long.
+func TestRemovePodFaults(t *testing.T) {
+	sweep(t, func(t *testing.T, faults []int) (bool, int) {
+		d := newDaemon(t)
+		defer d.close()
+		ctx := context.Background()
+		pod := d.run("a")
+		d.startNew(pod, "r", "/stubborn")
+		d.create(pod, "c")
+		d.reset()
+		d.failAt(faults...)
+		err := d.StopPod(ctx, pod)
+		if err == nil {
+			err = d.RemovePod(ctx, pod)
+		}
+		d.Manager.busy.Wait()
+		ops := d.total()
+		if err == nil {
+			if l := d.leftovers(); len(l) > 0 {
+				t.Errorf("%s: left over:\n%s", d.where(faults), strings.Join(l, "\n"))
+			}
+			return false, ops
+		}
+		if !errors.Is(err, errInjected) {
+			t.Errorf("%s: got error %v", d.where(faults), err)
+		}
+		if p, err := d.Pod(pod); err != nil || p.State != PodNotReady {
+			t.Errorf("%s: got %+v, %v", d.where(faults), p, err)
+		}
+		d.heal()
+		d.removeAll()
+		return true, ops
+	})
+}
+
+// A full disk keeps nobody from stopping and removing (C-20).
+func TestFullDisk(t *testing.T) {
+	d := newDaemon(t)
+	defer d.close()
+	ctx := context.Background()
+	pod := d.run("a")
+	id := d.startNew(pod, "r")
+	full := errors.New("no space left on device")
+	d.hook("store.appendState", func(context.Context) error { return full })
+	if err := d.StopContainer(ctx, id, time.Minute); err != nil {
+		t.Error(err)
+	}
+	if c := d.mustContainer(id); c.State != ContainerExited || c.ExitCode != 143 {
+		t.Errorf("got %+v", c)
+	}
+	if err := d.StopPod(ctx, pod); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.RunPod(ctx, podConfig("b")); !errors.Is(err, full) {
+		t.Errorf("got %v, want ENOSPC", err)
+	}
+	d.removeAll()
+}
+
+// crashSweep runs script in a daemon that dies at its n-th operation, for all n, and then lets check see what
+// the next daemon makes of it.
+func crashSweep(t *testing.T, script func(d *daemon), check func(d *daemon)) {
+	for n := 1; ; n++ {
+		if n > maxSweep {
+			t.Fatal("it never ends")
+		}
+		d := newDaemon(t)
+		d.reset()
+		d.crashAt(n)
+		d.crashLater = n
+		script(d)
+		d.Manager.busy.Wait()
+		_ = d.Close() // dead daemons tell nobody
+		d.world.mu.Lock()
+		crashed := d.dead
+		d.world.mu.Unlock()
+		at := d.describe(n)
+		d.reset()
+		t.Run(at, func(t *testing.T) {
+			d.world.t = t
+			next := &daemon{Manager: d.manager(nil), world: d.world}
+			check(next)
+			// Whatever is shown can be removed, and nothing is left.
+			next.removeAll()
+			next.close()
+			// Nor does another start find anything.
+			last := &daemon{Manager: d.manager(nil), world: d.world}
+			if l := last.leftovers(); len(last.Pods()) > 0 || len(l) > 0 {
+				t.Errorf("after another start: %v", l)
+			}
+			last.close()
+		})
+		d.world.t = t
+		if !crashed || t.Failed() {
+			return
+		}
+	}
+}
+
+// C-01: what was not answered is gone or ready, and the retry works and gives one pod.
+func TestCrashInRunPod(t *testing.T) {
+	var id string
+	crashSweep(t, func(d *daemon) {
+		id, _ = d.RunPod(context.Background(), podConfig("a"))
+	}, func(d *daemon) {
+		l := d.Pods()
+		if len(l) > 1 || len(l) == 1 && l[0].State != PodReady || id != "" && (len(l) == 0 || l[0].ID != id) {
+			d.t.Errorf("got pods %+v, the caller knows %q", l, id)
+		}
+		if len(l) == 0 && len(d.leftovers()) > 0 {
+			d.t.Errorf("left over: %v", d.leftovers())
+		}
+		again := d.run("a")
+		if len(l) == 1 && again != l[0].ID {
+			d.t.Errorf("got %s, want %s", again, l[0].ID)
+		}
+		if len(d.Pods()) != 1 {
+			d.t.Errorf("got pods %+v", d.Pods())
+		}
+		d.startNew(again, "c")
+	})
+}
+
+// C-02, C-03: created or not at all, started once or not at all.
+func TestCrashInContainer(t *testing.T) {
+	var pod, id string
+	var started bool
+	crashSweep(t, func(d *daemon) {
+		ctx := context.Background()
+		started = false
+		id = ""
+		var err error
+		if pod, err = d.RunPod(ctx, podConfig("a")); err != nil {
+			return
+		}
+		if id, err = d.CreateContainer(ctx, pod, containerConfig("c")); err != nil {
+			return
+		}
+		started = d.StartContainer(ctx, id) == nil
+	}, func(d *daemon) {
+		l := d.Containers()
+		if id != "" && (len(l) != 1 || l[0].ID != id) {
+			d.t.Errorf("got containers %v, the caller knows %s", l, id)
+		}
+		if started && l[0].State != ContainerRunning {
+			d.t.Errorf("got %+v, want it running", l[0])
+		}
+		if len(l) == 0 {
+			return
+		}
+		switch l[0].State {
+		case ContainerCreated:
+			if err := d.StartContainer(context.Background(), l[0].ID); err != nil {
+				d.t.Errorf("start: %v", err)
+			}
+		case ContainerRunning:
+			if l[0].PID == 0 || l[0].StartedAt.IsZero() {
+				d.t.Errorf("got %+v", l[0])
+			}
+			d.initOf(pod).exit(l[0].ID, 5)
+			if c := d.ended(l[0].ID); c.ExitCode != 5 {
+				d.t.Errorf("got %+v", c)
+			}
+		default:
+			d.t.Errorf("got %+v", l[0])
+		}
+	})
+}
+
+// C-04, C-05, C-06: what is known stays listed until it is gone, and goes on request.
+func TestCrashInRemove(t *testing.T) {
+	var stopped bool
+	crashSweep(t, func(d *daemon) {
+		ctx := context.Background()
+		d.crashAt(0)
+		pod := d.run("a")
+		id := d.startNew(pod, "c")
+		d.create(pod, "e")
+		d.reset()
+		d.crashAt(d.crashLater)
+		stopped = d.StopContainer(ctx, id, 50*time.Millisecond) == nil
+		if d.StopPod(ctx, pod) == nil {
+			_ = d.RemovePod(ctx, pod)
+		}
+	}, func(d *daemon) {
+		for _, c := range d.Containers() {
+			if c.Config.Name == "c" && stopped && (c.State != ContainerExited || c.ExitCode != 143) {
+				d.t.Errorf("got %+v, want its true end", c)
+			}
+		}
+		for _, p := range d.Pods() {
+			if p.State == PodReady {
+				d.startNew(p.ID, "late")
+			}
+		}
+	})
+}
+
+// A container that ended while nobody looked has its true exit code (C-12), and a pod whose init died its reason (C-54).
+func TestExitsWhileDown(t *testing.T) {
+	d := newDaemon(t)
+	pod, dying := d.run("a"), d.run("b")
+	seven, stays := d.startNew(pod, "seven"), d.startNew(pod, "stays")
+	three, killed := d.startNew(dying, "three"), d.startNew(dying, "killed")
+	d.close()
+	d.initOf(pod).exit(seven, 7)
+	d.initOf(dying).exit(three, 3)
+	d.initOf(dying).die()
+	d = d.daemon(nil)
+	defer d.close()
+	if c := d.ended(seven); c.ExitCode != 7 || c.Reason != reasonError {
+		t.Errorf("got %+v", c)
+	}
+	if c := d.mustContainer(stays); c.State != ContainerRunning || c.PID == 0 {
+		t.Errorf("got %+v", c)
+	}
+	if c := d.ended(three); c.ExitCode != 3 {
+		t.Errorf("got %+v", c)
+	}
+	if c := d.ended(killed); c.ExitCode != 137 || c.Reason != reasonInitDied {
+		t.Errorf("got %+v", c)
+	}
+	if p := d.mustPod(dying); p.State != PodNotReady || p.Reason != reasonInitDied {
+		t.Errorf("got %+v", p)
+	}
+	if p := d.mustPod(pod); p.State != PodReady {
+		t.Errorf("got %+v", p)
+	}
+	d.removeAll()
+}
+
+// C-17
+func TestReboot(t *testing.T) {
+	d := newDaemon(t)
+	pod := d.run("a")
+	running, created, exited := d.startNew(pod, "r"), d.create(pod, "c"), d.startNew(pod, "e")
+	d.initOf(pod).exit(exited, 0)
+	d.ended(exited)
+	d.close()
+	// Everything in the kernel is gone, and the run root.
+	d.world.mu.Lock()
+	clear(d.inits)
+	clear(d.cgroups)
+	clear(d.pins)
+	clear(d.journal)
+	clear(d.images.holders)
+	d.all = nil
+	d.world.mu.Unlock()
+	if err := os.RemoveAll(filepath.Join(d.dir, "run")); err != nil {
+		t.Fatal(err)
+	}
+	d = d.daemon(func(c *Config) { c.BootID = "boot-2" })
+	defer d.close()
+	if p := d.mustPod(pod); p.State != PodNotReady || p.Reason != reasonReboot || p.IPs != nil {
+		t.Errorf("got %+v", p)
+	}
+	for _, id := range []string{running, created} {
+		if c := d.mustContainer(id); c.State != ContainerExited || c.Reason != reasonReboot || c.ExitCode != codeUnknown || c.FinishedAt.IsZero() {
+			t.Errorf("got %+v", c)
+		}
+	}
+	if c := d.mustContainer(exited); c.Reason != reasonCompleted || c.ExitCode != 0 {
+		t.Errorf("got %+v", c)
+	}
+	if len(d.network.reserved) > 0 {
+		t.Errorf("addresses are still taken: %v", d.network.reserved)
+	}
+	if d.did("spawn.Attach") > 0 {
+		t.Error("a pid of the former boot was used")
+	}
+	d.run("a") // the name is free
+	d.removeAll()
+}
+
+// C-14
+func TestInitDoesNotAnswerAtStart(t *testing.T) {
+	d := newDaemon(t)
+	sick, well := d.run("sick"), d.run("well")
+	id := d.startNew(sick, "c")
+	d.close()
+	first := true
+	d.hook("spawn.Attach", func(ctx context.Context) error {
+		if d.world.mu.Lock(); first {
+			first = false
+			d.world.mu.Unlock()
+			return errors.New("does not greet")
+		}
+		d.world.mu.Unlock()
+		return nil
+	})
+	d = d.daemon(nil)
+	defer d.close()
+	states := map[PodState]int{}
+	for _, p := range d.Pods() {
+		states[p.State]++
+		if p.State == PodNotReady && p.Reason != reasonUnreachable {
+			t.Errorf("got %+v", p)
+		}
+	}
+	if states[PodReady] != 1 || states[PodNotReady] != 1 {
+		t.Errorf("got %v", states)
+	}
+	_, _, _ = well, id, sick
+	d.removeAll()
+}
