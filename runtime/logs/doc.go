@@ -52,8 +52,6 @@ const (
 	// MaxContent is how many bytes of content a record has at most: containerd's default
 	// of max_container_log_line_size.
 	MaxContent = 16 << 10
-
-	maxRecord = prefixLen + MaxContent + 1
 )
 
 // Constants of this implementation.

@@ -54,14 +54,6 @@ func (s *source) frame(out, data []byte) []byte {
 	return out
 }
 
-// finish appends the record of a line that will not be finished.
-func (s *source) finish(out []byte) []byte {
-	if len(s.pending) == 0 {
-		return out
-	}
-	return s.record(out, tagPartial, nil)
-}
-
 // record appends one record of what is pending and line.
 func (s *source) record(out []byte, tag byte, line []byte) []byte {
 	if len(out)+prefixLen+len(s.pending)+len(line)+1 > cap(out) {

@@ -94,7 +94,7 @@ func CompileFor(p *specs.LinuxSeccomp, goarch string) (Program, error) {
 // filterFlags translates flags. None said: SPEC_ALLOW, as runc does (without it kernels before 5.16 turn off
 // speculation for the container, which costs much and protects from nothing outside it).
 func filterFlags(names []specs.LinuxSeccompFlag) (uint32, error) {
-	if names == nil {
+	if len(names) == 0 { // config.json does not tell an empty list from none
 		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
 	}
 	var flags uint32

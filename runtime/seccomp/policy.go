@@ -250,6 +250,7 @@ func (t *table) addMultiplexed(def uint32, named map[string]bool) {
 		}
 		c := condition{op: specs.OpMaskedEqual, mask: selectorMask[v.mux], value: v.selector}
 		mux := uint32(callIndex()[v.mux].numbers[t.arch])
+		t.newest = max(t.newest, mux)
 		verdictOf(t.verdicts, mux).add([]rule{{conditions: []condition{c}, action: ret}}, ret)
 	}
 }

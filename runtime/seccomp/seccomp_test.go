@@ -525,7 +525,7 @@ func TestFlags(t *testing.T) {
 		err  error
 	}{
 		{nil, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil},
-		{[]specs.LinuxSeccompFlag{}, 0, nil},
+		{[]specs.LinuxSeccompFlag{}, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil},
 		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}, unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil},
 		{[]specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"}, 0, nil},
 		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}, 0, ErrUnsupported},
