@@ -194,6 +194,9 @@ func (w *world) manager(change func(*Config)) *Manager {
 	if change != nil {
 		change(&cfg)
 	}
+	w.images.mu.Lock()
+	clear(w.images.holders) // pins die with the daemon
+	w.images.mu.Unlock()
 	m, err := NewManager(cfg)
 	if err != nil {
 		w.t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"github.com/crisp-cri/crisp/network"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
 	"github.com/crisp-cri/crisp/runtime/spawn"
+	"github.com/crisp-cri/crisp/runtime/user"
 )
 
 // recoverLimit bounds the recovery of one pod: one that is sick must not hold up the others (C-14).
@@ -34,18 +35,14 @@ func (m *Manager) Recover(ctx context.Context) error {
 		return fmt.Errorf("cannot recover pods: %w", err)
 	}
 	// 1. What the records say.
-	var keep sync.Map // ids of pods whose records we must not touch
-	each(ids, func(id string) {
-		if !m.loadPod(ctx, id) {
-			keep.Store(id, true)
-		}
-	})
+	var f found
+	each(ids, func(id string) { m.loadPod(ctx, &f, id) })
 	m.indexRecovered(ctx)
 	pods := m.allPods()
 	// 2. Layers that are in use, before anybody collects them.
-	m.acquireImages(ctx)
+	m.acquireImages(ctx, &f)
 	// 3. The network, before any address is given out or given back.
-	err = m.restoreNetworks(ctx, pods)
+	err = m.restoreNetworks(ctx, append(slices.Clone(pods), f.foreign...))
 	// 4. Each pod.
 	each(pods, func(p *pod) {
 		ctx, cancel := context.WithTimeout(ctx, recoverLimit)
@@ -56,10 +53,12 @@ func (m *Manager) Recover(ctx context.Context) error {
 	known := func(id string) bool {
 		m.mu.RLock()
 		defer m.mu.RUnlock()
-		_, kept := keep.Load(id)
-		return kept || m.pods[id] != nil
+		return m.pods[id] != nil || slices.ContainsFunc(f.foreign, func(p *pod) bool { return p.id == id })
 	}
-	m.collectOrphans(ctx, pods, known)
+	for _, p := range pods {
+		f.parents = append(f.parents, p.rec.CgroupPath)
+	}
+	m.collectOrphans(ctx, f.parents, known)
 	m.open.Store(true)
 	klog.FromContext(ctx).Info("Recovered pods", "pods", len(m.Pods()), "containers", len(m.Containers()), "duration", time.Since(began))
 	m.owned.Go(func() {
@@ -68,6 +67,27 @@ func (m *Manager) Recover(ctx context.Context) error {
 		}
 	})
 	return err
+}
+
+// found is what the records said besides the pods we know how to handle.
+type found struct {
+	mu sync.Mutex
+	// foreign pods have records of another version. They are left alone, and what they use is not given to others.
+	foreign []*pod
+	// parents are pod-level cgroups that may have something of ours below them.
+	parents []string
+}
+
+func (f *found) addForeign(p *pod) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.foreign = append(f.foreign, p)
+}
+
+func (f *found) addParent(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.parents = append(f.parents, path)
 }
 
 // each calls f for all of list, as many at a time as is good for a disk and a few processors, and waits.
@@ -99,8 +119,8 @@ func (m *Manager) recordedIDs() ([]string, error) {
 	return slices.Compact(a), nil
 }
 
-// loadPod reads a pod's records into the index. It returns false for one that we must leave alone.
-func (m *Manager) loadPod(ctx context.Context, id string) bool {
+// loadPod reads a pod's records into the index.
+func (m *Manager) loadPod(ctx context.Context, f *found, id string) {
 	log := klog.FromContext(ctx)
 	dir := m.store.podDir(id)
 	var rec podRecord
@@ -119,14 +139,19 @@ func (m *Manager) loadPod(ctx context.Context, id string) bool {
 	switch {
 	case errors.Is(err, errVersion):
 		log.Error(err, "Record of pod cannot be used, leaving the pod alone", "sandboxID", id, "path", dir)
-		return false
+		m.leaveAlone(f, id, &rec)
+		return
 	case errors.Is(err, fs.ErrNotExist):
 		// Made before, or removed after, everything else: there is nothing behind it.
 		m.deleteLeftover(ctx, id)
-		return true
+		return
 	case err != nil:
+		// A guess at where its processes are; only cgroups with our names are ever looked at there.
+		if rec.CgroupPath != "" && m.cfg.Cgroups.ValidateParent(rec.CgroupPath) == nil {
+			f.addParent(rec.CgroupPath)
+		}
 		m.setPodAside(ctx, id, err)
-		return true
+		return
 	}
 	p := newPod(&rec)
 	p.handed.Store(true)
@@ -137,7 +162,8 @@ func (m *Manager) loadPod(ctx context.Context, id string) bool {
 	switch {
 	case errors.Is(err, errVersion):
 		log.Error(err, "State of pod cannot be used, leaving the pod alone", "sandboxID", id, "path", dir)
-		return false
+		m.leaveAlone(f, id, &rec)
+		return
 	case err != nil:
 		// It was committed: somebody knows it. It can be stopped and removed like any other.
 		log.Error(err, "State of pod is damaged, showing it as not ready", "sandboxID", id, "path", dir)
@@ -159,7 +185,25 @@ func (m *Manager) loadPod(ctx context.Context, id string) bool {
 	for _, c := range p.containers {
 		m.containers[c.id] = c
 	}
-	return true
+}
+
+// leaveAlone remembers as much of a pod of another version as is needed to take nothing away from it.
+func (m *Manager) leaveAlone(f *found, id string, rec *podRecord) {
+	rec.ID = id
+	if rec.Config == nil {
+		rec.Config = &PodConfig{}
+	}
+	p := newPod(rec)
+	p.now.Store(&podNow{state: podState{Phase: podDead}})
+	containers, _ := ids(filepath.Join(m.store.podDir(id), containersDir)) // none there: none to know
+	for _, cid := range containers {
+		var c containerRecord
+		if err := readRecord(filepath.Join(m.store.containerDir(id, cid), containerFile), &c); (err == nil || errors.Is(err, errVersion)) && c.Config != nil {
+			c.ID = cid
+			p.containers[cid] = newContainer(p, &c)
+		}
+	}
+	f.addForeign(p)
 }
 
 // readCopy reads the copy of a pod's record in the run root, and puts it back.
@@ -211,9 +255,9 @@ func (m *Manager) loadContainer(ctx context.Context, p *pod, id string) {
 	found := false
 	if err == nil {
 		if found, err = readState(dir, &s); err != nil {
-			// It was committed: somebody knows it.
-			log.Error(err, "State of container is damaged, showing it as exited", "containerID", id, "path", dir)
-			s = containerState{Phase: containerExited, ExitCode: codeUnknown, Reason: reasonUnknown, Message: "its state file was damaged", FinishedAt: time.Now().Round(0)}
+			// It was committed: somebody knows it. Whether it runs, the pod's init knows.
+			log.Error(err, "State of container is damaged, asking the pod's init", "containerID", id, "path", dir)
+			s = containerState{Phase: containerRunning, Message: "its state file was damaged"}
 			found, err = true, nil
 		}
 	}
@@ -225,6 +269,9 @@ func (m *Manager) loadContainer(ctx context.Context, p *pod, id string) {
 		} else if c.spec, err = m.store.readConfig(p.id, id); err != nil && s.Phase.shown() == ContainerExited {
 			log.Error(err, "Configuration of exited container cannot be read, going on without", "containerID", id)
 			err = nil
+		} else if err == nil && s.User.Home == "" && c.spec.Process != nil { // of a damaged state
+			u := c.spec.Process.User
+			s.User = user.Identity{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids, Username: u.Username}
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -298,13 +345,18 @@ func (m *Manager) allPods() []*pod {
 }
 
 // acquireImages pins the layers of all containers that may still run.
-func (m *Manager) acquireImages(ctx context.Context) {
+func (m *Manager) acquireImages(ctx context.Context, f *found) {
 	m.mu.RLock()
 	l := make([]*container, 0, len(m.containers))
 	for _, c := range m.containers {
 		l = append(l, c)
 	}
 	m.mu.RUnlock()
+	for _, p := range f.foreign {
+		for _, c := range p.containers {
+			l = append(l, c)
+		}
+	}
 	for _, c := range l {
 		if _, err := m.cfg.Images.Acquire(c.rec.Config.ImageID, c.id); err != nil {
 			klog.FromContext(ctx).Error(err, "Image of container is missing, going on", "containerID", c.id, "imageID", c.rec.Config.ImageID)
@@ -378,6 +430,7 @@ func (m *Manager) recoverPod(ctx context.Context, p *pod) {
 		// Nothing of it is in the kernel.
 		m.closeGate(p)
 		m.finishContainers(ctx, p)
+		m.endContainers(ctx, p)
 		m.publishPod(p, s)
 		return
 	case podStopping:
@@ -483,6 +536,22 @@ func (m *Manager) finishContainers(ctx context.Context, p *pod) {
 	}
 }
 
+// endContainers ends, for the record, the containers of a pod that is stopped: an exit may not have been recorded (a full disk).
+func (m *Manager) endContainers(ctx context.Context, p *pod) {
+	exits, err := m.cfg.Spawner.ReadJournal(m.store.runDir(p.id))
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Could not read a pod's journal of exits, going on without", "sandboxID", p.id)
+	}
+	for _, x := range exits {
+		m.exited(ctx, p, x)
+	}
+	for _, c := range m.containersOf(p) {
+		if err := m.lose(ctx, c, reasonUnknown, "its end was not recorded"); err != nil {
+			klog.FromContext(ctx).Error(err, "Could not end a container of a stopped pod", "containerID", c.id)
+		}
+	}
+}
+
 // reconcile compares our containers with those that the pod's init holds.
 func (m *Manager) reconcile(ctx context.Context, p *pod, i PodInit) {
 	log := klog.FromContext(ctx)
@@ -525,9 +594,18 @@ func (m *Manager) reconcileContainer(ctx context.Context, c *container, info spa
 	}
 	switch {
 	case held && info.State == spawn.InitCreated:
-		return nil // if we thought it runs, the init knows better: nothing was started
+		if phase == containerRunning { // a guess, of a damaged state: the init knows better
+			now := c.now.Load()
+			s := now.state
+			s.Phase, s.Message = containerCreated, ""
+			m.publishContainer(c, s, now.spec)
+		}
+		return nil
 	case held && (info.State == spawn.InitRunning || info.State == spawn.InitStarting):
 		if phase == containerRunning {
+			if c.now.Load().state.PID == 0 { // as above
+				m.noteContainer(ctx, c, func(s *containerState) { s.PID, s.StartedAt, s.Message = info.PID, info.StartedAt.Round(0), "" })
+			}
 			return nil
 		}
 		return m.changeContainer(ctx, c, containerStarted, should, func(s *containerState) { // the reply to Start was lost
@@ -573,7 +651,7 @@ func (m *Manager) endUnknown(ctx context.Context, p *pod, i PodInit, id string) 
 }
 
 // collectOrphans removes kernel objects with our names that belong to no pod.
-func (m *Manager) collectOrphans(ctx context.Context, pods []*pod, known func(id string) bool) {
+func (m *Manager) collectOrphans(ctx context.Context, podLevel []string, known func(id string) bool) {
 	log := klog.FromContext(ctx)
 	names, err := m.cfg.NetNS.List(m.cfg.NetNSPrefix)
 	if err != nil {
@@ -590,8 +668,8 @@ func (m *Manager) collectOrphans(ctx context.Context, pods []*pod, known func(id
 		}
 	}
 	parents := map[string]bool{}
-	for _, p := range pods {
-		parents[p.rec.CgroupPath] = true
+	for _, path := range podLevel {
+		parents[path] = true
 	}
 	own := m.cfg.Cgroups.PodPath("", "")
 	root := filepath.Dir(own)

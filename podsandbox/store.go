@@ -137,7 +137,7 @@ func encodeRecord(v any) ([]byte, error) {
 	return append(b, "}\n"...), nil
 }
 
-// decodeRecord reads what encodeRecord wrote. With errVersion, v has what could be understood.
+// decodeRecord reads what encodeRecord wrote. With errVersion and errDamaged, v has what could be understood: not to be relied upon.
 func decodeRecord(b []byte, v any) error {
 	var e envelope
 	if err := json.Unmarshal(b, &e); err != nil {
@@ -148,6 +148,7 @@ func decodeRecord(b []byte, v any) error {
 		return fmt.Errorf("%w (%d, this is %d)", errVersion, e.Version, recordVersion)
 	}
 	if e.Version != recordVersion || checksum(e.Record) != e.CRC32C {
+		_ = json.Unmarshal(e.Record, v) // as above
 		return fmt.Errorf("%w: checksum %s, version %d", errDamaged, checksum(e.Record), e.Version)
 	}
 	if err := json.Unmarshal(e.Record, v); err != nil {
