@@ -21,7 +21,11 @@ import (
 // the host's network namespace, and used from any thread afterwards. It holds no
 // state of its own and is safe for concurrent use.
 type kernel struct {
-	route *nlbatch.Conn   // the hot path
+	ns *os.File
+	// route are idle sockets for the hot path: several, because a request that
+	// deletes a link waits (10 to 30 ms) for all processors to pass a quiescent state,
+	// and others need not wait with it.
+	route chan *nlbatch.Conn
 	links *netlink.Handle // everything else about links, addresses and routes
 	flows *netlink.Handle // connection tracking
 	// /proc/sys/net/ipv4 and ipv6. A directory stays in the network namespace in
@@ -32,11 +36,8 @@ type kernel struct {
 
 // openKernel opens everything in ns (nil: the process's network namespace).
 func openKernel(ns *os.File) (*kernel, error) {
-	k := &kernel{}
+	k := &kernel{ns: ns, route: make(chan *nlbatch.Conn, maxIdleConns)}
 	err := netns.Do(ns, func() (err error) {
-		if k.route, err = nlbatch.Dial(unix.NETLINK_ROUTE); err != nil {
-			return err
-		}
 		if k.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("open rtnetlink socket: %w", err)
 		}
@@ -60,8 +61,12 @@ func openKernel(ns *os.File) (*kernel, error) {
 
 func (k *kernel) close() {
 	// Nothing is written through any of these without waiting for the answer.
-	if k.route != nil {
-		_ = k.route.Close()
+	for range cap(k.route) {
+		select {
+		case c := <-k.route:
+			_ = c.Close()
+		default:
+		}
 	}
 	for _, h := range []*netlink.Handle{k.links, k.flows} {
 		if h != nil {
@@ -74,6 +79,32 @@ func (k *kernel) close() {
 		}
 	}
 	_ = k.podSysctls.Close()
+}
+
+// maxIdleConns is how many sockets are kept for the hot path.
+const maxIdleConns = 8
+
+// do sends rtnetlink requests as one batch.
+func (k *kernel) do(msgs ...nlbatch.Message) error {
+	var c *nlbatch.Conn
+	select {
+	case c = <-k.route:
+	default:
+		err := netns.Do(k.ns, func() (err error) {
+			c, err = nlbatch.Dial(unix.NETLINK_ROUTE)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	err := c.Do(msgs...)
+	select {
+	case k.route <- c:
+	default:
+		_ = c.Close() // All answers were read.
+	}
+	return err
 }
 
 // sysctl reads a setting below one of the directories.
@@ -272,10 +303,10 @@ func newAddr(ip netip.Addr, subnet netip.Prefix, index int32) nlbatch.Message {
 func (k *kernel) makeEndpoint(e endpoint, meanwhile func() error) error {
 	// The first one alone: rtnetlink would apply the others to a foreign link of that name.
 	msgs := e.hostMessages(k.sys6 != nil)
-	if err := k.route.Do(msgs[0]); err != nil {
+	if err := k.do(msgs[0]); err != nil {
 		return err
 	}
-	err := k.route.Do(msgs[1:]...)
+	err := k.do(msgs[1:]...)
 	if err == nil {
 		done := make(chan error, 1) // One result; received below.
 		go func() { done <- errors.Join(k.silenceLink(e.hostLink), meanwhile()) }()
@@ -324,7 +355,7 @@ func (k *kernel) configurePod(e endpoint) error {
 
 // deleteLink deletes a link, and its peer with it. A link that is not there is no error.
 func (k *kernel) deleteLink(name string) error {
-	err := k.route.Do(nlbatch.Message{
+	err := k.do(nlbatch.Message{
 		Step: "delete link " + name,
 		Type: unix.RTM_DELLINK,
 		Body: nlbatch.Link(unix.AF_UNSPEC, 0, 0, 0).String(unix.IFLA_IFNAME, name),

@@ -514,3 +514,89 @@ func TestAntiSpoof(t *testing.T) {
 		})
 	}
 }
+
+// A pod cannot take over a neighbour's address: neither by ARP nor by neighbour
+// discovery.
+func TestNeighbourSpoofing(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		cfg      Config
+		poisoned bool
+	}{{"on", Config{}, false}, {"off", Config{NoAntiSpoof: true}, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			host := newNS(t)
+			b := newBridge(t, host, tt.cfg)
+			p, q := addPod(t, b, "attacker"), addPod(t, b, "victim")
+			gw4, gw6 := netip.MustParseAddr("10.219.0.1"), netip.MustParseAddr("fd53:a2c7:190e::1")
+			serve(t, host, "udp", ":53", "host")
+			serve(t, q.NetNS, "udp", ":53", "victim")
+			wantAnswer(t, q.NetNS, "udp", at(gw4, 53), "host")
+			wantAnswer(t, q.NetNS, "udp", at(gw6, 53), "host")
+			neighbours := func() string { return run(t, q.NetNS, "ip", "neigh") }
+			evil := podMAC(p.result.IPs[0])
+			spoof := func() {
+				mac := podMAC(q.result.IPs[0])
+				sendFrame(t, p.NetNS, arpReply(mac, evil, gw4, q.ip4()))
+				sendFrame(t, p.NetNS, neighbourAdvert(mac, evil, p.ip6(), q.ip6(), gw6))
+			}
+			if tt.poisoned {
+				eventually(t, "both entries are poisoned", func() bool {
+					spoof()
+					return strings.Count(neighbours(), evil.String()) == 2
+				})
+				return
+			}
+			if !strings.Contains(neighbours(), bridgeMAC("crisp0").String()) {
+				t.Fatalf("the victim does not know its gateway: %s", neighbours())
+			}
+			spoof()
+			wantAnswer(t, p.NetNS, "udp", at(q.ip4(), 53), "victim") // behind the frames
+			wantAnswer(t, q.NetNS, "udp", at(gw6, 53), "host")
+			for line := range strings.Lines(neighbours()) {
+				if strings.Contains(line, evil.String()) && (strings.HasPrefix(line, gw4.String()+" ") || strings.HasPrefix(line, gw6.String()+" ")) {
+					t.Errorf("poisoned: %s", line)
+				}
+			}
+		})
+	}
+}
+
+func arpReply(to, from net.HardwareAddr, claimed, toIP netip.Addr) []byte {
+	f := append(append(append([]byte{}, to...), from...), 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2)
+	f = append(append(f, from...), claimed.AsSlice()...)
+	return append(append(f, to...), toIP.AsSlice()...)
+}
+
+func neighbourAdvert(to, from net.HardwareAddr, fromIP, toIP, claimed netip.Addr) []byte {
+	icmp := append([]byte{136, 0, 0, 0, 0x20, 0, 0, 0}, claimed.AsSlice()...) // override
+	icmp = append(append(icmp, 2, 1), from...)                                // target link-layer address
+	sum := uint32(unix.IPPROTO_ICMPV6 + len(icmp))
+	for _, part := range [][]byte{fromIP.AsSlice(), toIP.AsSlice(), icmp} {
+		for i := 0; i < len(part); i += 2 {
+			sum += uint32(part[i])<<8 | uint32(part[i+1])
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	icmp[2], icmp[3] = byte(^sum>>8), byte(^sum)
+	f := append(append(append([]byte{}, to...), from...), 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(icmp)), unix.IPPROTO_ICMPV6, 255)
+	return append(append(append(f, fromIP.AsSlice()...), toIP.AsSlice()...), icmp...)
+}
+
+// sendFrame sends an Ethernet frame from eth0 in ns.
+func sendFrame(t *testing.T, ns *os.File, frame []byte) {
+	t.Helper()
+	check(t, netns.Do(ns, func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		link, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Index})
+	}))
+}
