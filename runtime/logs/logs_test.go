@@ -405,14 +405,18 @@ func TestFullDisk(t *testing.T) {
 			s.take(c, []byte(before), outBuffer())
 			got := mustParse(t, contentOf(t, path))
 			st := s.Stats()
-			if text := join(got, "stdout"); text != before[:len(text)] || st.Dropped != uint64(len(before)-len(text)) {
+			text := join(got, "stdout")
+			if text != before[:len(text)] || st.Dropped != uint64(len(before)-len(text)) {
 				t.Fatalf("%v after %d bytes: got %q and %+v", errno, room, text, st)
 			}
 			if st.Lines != uint64(len(got)) || st.Bytes != uint64(len(contentOf(t, path))) {
 				t.Fatalf("%v after %d bytes: got %+v, want %d lines in %d bytes", errno, room, st, len(got), len(contentOf(t, path)))
 			}
-			if want := errno; room < 200-1 && st.Dropped > 0 && st.LastError != want {
-				t.Fatalf("got last error %v, want %v", st.LastError, want)
+			if st.Dropped > 0 && st.LastError != errno {
+				t.Fatalf("got last error %v, want %v", st.LastError, errno)
+			}
+			if rest, _, found := strings.Cut(before[len(text):], "\n"); found && int(st.Bytes)+prefixLen+len(rest)+1 <= room {
+				t.Fatalf("%v after %d bytes: got %q, and there was room for %q", errno, room, text, rest)
 			}
 			d.room = -1
 			s.take(c, []byte("after\n"), outBuffer())

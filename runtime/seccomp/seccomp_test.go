@@ -318,6 +318,13 @@ func parseProfile(t testing.TB, text, goarch string, caps ...string) *specs.Linu
 }
 
 func TestMeaning(t *testing.T) {
+	// one rule about read(2), or two
+	one := func(args string) string {
+		return `{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[` + args + `]}]}`
+	}
+	two := func(a, b string) string {
+		return `{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],` + a + `},{"names":["read"],` + b + `}]}`
+	}
 	const (
 		allow = unix.SECCOMP_RET_ALLOW
 		eperm = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
@@ -336,6 +343,18 @@ func TestMeaning(t *testing.T) {
 		{"the redundant rule counts for what is newest", `{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["openat2"],"action":"SCMP_ACT_ERRNO"}]}`, data(x86_64, 436), eperm},
 		{"no rules, no newest", `{"defaultAction":"SCMP_ACT_ERRNO"}`, data(x86_64, 1000), eperm},
 		{"the tracer's -1", `{"defaultAction":"SCMP_ACT_ALLOW"}`, data(x86_64, 0xffffffff), allow},
+		{"which is the only one", `{"defaultAction":"SCMP_ACT_ALLOW"}`, data(x86_64, 0xfffffffe), kill},
+		{"the first rule without conditions decides", two(`"action":"SCMP_ACT_ALLOW"`, `"action":"SCMP_ACT_KILL"`), data(x86_64, 0), allow},
+		{"also after one with conditions", two(`"action":"SCMP_ACT_KILL","args":[{"index":0,"value":7,"op":"SCMP_CMP_EQ"}]`, `"action":"SCMP_ACT_ALLOW"`), data(x86_64, 0, 7), allow},
+		{"also before one with conditions", two(`"action":"SCMP_ACT_ALLOW"`, `"action":"SCMP_ACT_KILL","args":[{"index":0,"value":7,"op":"SCMP_CMP_EQ"}]`), data(x86_64, 0, 7), allow},
+		{"rules with conditions in order", two(`"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":9,"op":"SCMP_CMP_LT"}]`, `"action":"SCMP_ACT_KILL","args":[{"index":1,"value":7,"op":"SCMP_CMP_EQ"}]`), data(x86_64, 0, 7, 7), allow},
+		{"all conditions of a rule", one(`{"index":0,"value":7,"op":"SCMP_CMP_EQ"},{"index":1,"value":7,"op":"SCMP_CMP_EQ"}`), data(x86_64, 0, 7, 8), eperm},
+		{"any of those on the same argument", one(`{"index":0,"value":7,"op":"SCMP_CMP_EQ"},{"index":0,"value":9,"op":"SCMP_CMP_EQ"}`), data(x86_64, 0, 9), allow},
+		{"upper half", one(`{"index":0,"value":7,"op":"SCMP_CMP_EQ"}`), data(x86_64, 0, 1<<32|7), eperm},
+		{"upper half of a mask", one(`{"index":0,"value":1095216660480,"valueTwo":21474836480,"op":"SCMP_CMP_MASKED_EQ"}`), data(x86_64, 0, 6<<32), eperm},
+		{"upper half of a mask, equal", one(`{"index":0,"value":1095216660480,"valueTwo":21474836480,"op":"SCMP_CMP_MASKED_EQ"}`), data(x86_64, 0, 5<<32|9), allow},
+		{"value outside the mask", one(`{"index":0,"value":15,"valueTwo":19,"op":"SCMP_CMP_MASKED_EQ"}`), data(x86_64, 0, 3), allow},
+
 		{"x32 not in the profile", `{"defaultAction":"SCMP_ACT_ALLOW"}`, data(x32, 1), kill},
 		{"x86 not in the profile", `{"defaultAction":"SCMP_ACT_ALLOW"}`, data(x86, 1), kill},
 		{"arm on amd64", `{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_ARM"]}`, data(arm, 1), kill},
