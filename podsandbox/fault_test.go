@@ -428,3 +428,80 @@ func TestInitDoesNotAnswerAtStart(t *testing.T) {
 	_, _, _ = well, id, sick
 	d.removeAll()
 }
+
+// What fails while a daemon recovers: it starts all the same (but for the network), and what it could not do then can be done later.
+func TestRecoverFaults(t *testing.T) {
+	prepare := func() *daemon {
+		d := newDaemon(t)
+		ctx := context.Background()
+		living, dying, stopped := d.run("living"), d.run("dying"), d.run("stopped")
+		d.startNew(living, "r")
+		d.create(living, "c")
+		d.startNew(dying, "r")
+		d.startNew(stopped, "r")
+		if err := d.StopPod(ctx, stopped); err != nil {
+			t.Fatal(err)
+		}
+		half, cancel := context.WithCancel(ctx)
+		// One that is half made: the daemon dies in its network's set-up.
+		d.hook("network.Setup", func(context.Context) error {
+			d.world.mu.Lock()
+			defer d.world.mu.Unlock()
+			d.dead = true
+			return errCrashed
+		})
+		_, _ = d.RunPod(half, podConfig("half"))
+		cancel()
+		d.hook("network.Setup", nil)
+		_ = d.Manager.Close()
+		d.reset()
+		d.initOf(dying).die()
+		return d
+	}
+	for n := 1; ; n++ {
+		if n > maxSweep {
+			t.Fatal("it never succeeds")
+		}
+		d := prepare()
+		d.failAt(n)
+		m, err := NewManager(d.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.patience = 200 * time.Millisecond
+		m.store.fault = func(what string) error { return d.op(context.Background(), what) }
+		d.world.mu.Lock()
+		clear(d.images.holders)
+		d.world.mu.Unlock()
+		err = m.Recover(context.Background())
+		ops := d.total()
+		at := d.describe(n)
+		if err != nil && !strings.Contains(at, "network.Restore") {
+			t.Errorf("%s: %v", at, err)
+		}
+		d.heal()
+		d.Manager = m
+		for name, want := range map[string]int{"living": 1, "dying": 1, "stopped": 1, "half": 0} {
+			got := 0
+			for _, p := range m.Pods() {
+				if p.Config.Name == name {
+					got++
+				}
+			}
+			if got != want {
+				t.Errorf("%s: pod %s is listed %d times, want %d", at, name, got, want)
+			}
+		}
+		if err == nil {
+			m.retryUndoing()
+			d.removeAll()
+		}
+		d.close()
+		if n > ops {
+			t.Logf("%d operations", ops)
+		}
+		if t.Failed() || n > ops {
+			return
+		}
+	}
+}
