@@ -448,6 +448,24 @@ func TestTornRecordIsEnded(t *testing.T) {
 	}
 }
 
+// What was torn in one file does not concern the next.
+func TestSwapAfterTornRecord(t *testing.T) {
+	s, _ := newLog(t)
+	d := &disk{room: 10, errno: unix.EIO, truncate: unix.EIO}
+	d.under(s)
+	c := s.source(Stdout)
+	s.take(c, []byte("torn\n"), outBuffer())
+	next := filepath.Join(t.TempDir(), "1.log")
+	if err := s.Swap(openLog(t, next)); err != nil {
+		t.Fatal(err)
+	}
+	d.room = -1
+	s.take(c, []byte("whole\n"), outBuffer())
+	if got, want := mustParse(t, contentOf(t, next)), []record{{"stdout", "F", "whole"}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 // A line that lost a part must not be joined with the next one by who reads the log.
 func TestLineWithLostPartEnds(t *testing.T) {
 	long := strings.Repeat("x", MaxContent)
