@@ -105,6 +105,9 @@ type Config struct {
 	Now func() time.Time
 }
 
+// nameBytes are the bytes in names that need no quoting anywhere.
+const nameBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
 // withDefaults fills in and checks.
 func (c Config) withDefaults() (Config, error) {
 	c.Bridge = cmp.Or(c.Bridge, DefaultBridge)
@@ -115,13 +118,13 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if len(c.Bridge) > maxLinkName || strings.ContainsAny(c.Bridge, "/ \t\n:%\"") || c.Bridge[0] == '.' {
-		return c, fmt.Errorf("bridge: %w: %q is no name for a link (at most %d bytes, no slash, blank, colon or percent sign)", network.ErrInvalid, c.Bridge, maxLinkName)
+	if len(c.Bridge) > maxLinkName || strings.Trim(c.Bridge, nameBytes+".") != "" || c.Bridge[0] == '.' {
+		return c, fmt.Errorf("bridge: %w: %q is no name for a bridge (letters, digits, _, - and ., at most %d bytes)", network.ErrInvalid, c.Bridge, maxLinkName)
 	}
 	if strings.HasPrefix(c.Bridge, linkPrefix(c.Bridge)) || linkPattern.MatchString(c.Bridge) {
 		return c, fmt.Errorf("bridge: %w: %q looks like the link of a pod", network.ErrInvalid, c.Bridge)
 	}
-	if strings.Trim(c.Table, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" || len(c.Table) > 64 {
+	if strings.Trim(c.Table, nameBytes) != "" || len(c.Table) > 64 {
 		return c, fmt.Errorf("table: %w: %q is no name for an nftables table (letters, digits, _ and -, at most 64)", network.ErrInvalid, c.Table)
 	}
 	if err := checkRanges(c.Subnets); err != nil {

@@ -145,6 +145,7 @@ func TestConfig(t *testing.T) {
 	}{
 		{"zero", Config{}, ""},
 		{"bridge name", Config{Bridge: "a/b"}, "bridge"},
+		{"bridge pattern", Config{Bridge: "crisp*"}, "bridge"},
 		{"long bridge name", Config{Bridge: "0123456789abcdef"}, "bridge"},
 		{"bridge like a pod's link", Config{Bridge: "cr0123456789abc"}, "bridge"},
 		{"table name", Config{Table: "a b"}, "table"},

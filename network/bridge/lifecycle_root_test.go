@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -671,5 +673,33 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	if n := len(b.pods); n != 30 {
 		t.Errorf("pods: got %d, want 30", n)
+	}
+}
+
+// A pod in a user namespace owns its network namespace; the host's root sets it up all
+// the same.
+func TestPodInUserNamespace(t *testing.T) {
+	for _, subnets := range [][]netip.Prefix{nil, DefaultSubnets()[:1]} {
+		host := newNS(t)
+		b := newBridge(t, host, Config{Subnets: subnets})
+		p := planned(t, b, "a")
+		cmd := exec.Command("cat")
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+			UidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}},
+			GidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}},
+		}
+		stdin := must(cmd.StdinPipe())(t)
+		check(t, cmd.Start())
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+		check(t, errors.Join(err, stdin.Close(), cmd.Wait()))
+		defer func() { _ = ns.Close() }()
+		p.NetNS = ns
+		must(b.Setup(t.Context(), p.Pod, p.result))(t)
+		serve(t, ns, "tcp", ":80", "a")
+		for _, ip := range p.result.IPs {
+			wantAnswer(t, host, "tcp", at(ip, 80), "a")
+		}
+		removePod(t, b, p)
 	}
 }

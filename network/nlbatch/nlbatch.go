@@ -77,8 +77,12 @@ func Dial(protocol int) (*Conn, error) {
 // about what was done through it.
 func (c *Conn) PortID() uint32 { return c.portID }
 
-// Close closes the socket.
-func (c *Conn) Close() error { return c.file.Close() }
+// Close closes the socket, after a Do that is running.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.file.Close()
+}
 
 // Do sends msgs in one piece and returns the first error, which is
 // "step: errno" with the kernel's own text behind it where there is one.
