@@ -5,6 +5,7 @@ package seccompcmp
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -278,13 +279,14 @@ func samples(conditions []specs.LinuxSeccompArg) [][6]uint64 {
 		byArg[c.Index] = append(byArg[c.Index], v...)
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
-	for arg, values := range byArg {
-		for _, v := range values {
+	indices := slices.Sorted(maps.Keys(byArg))
+	for _, arg := range indices {
+		for _, v := range byArg[arg] {
 			// The others: at random values that matter to them.
 			for range 1 + 3*(len(byArg)-1) {
 				var s [6]uint64
-				for other, ov := range byArg {
-					s[other] = ov[rng.IntN(len(ov))]
+				for _, other := range indices {
+					s[other] = byArg[other][rng.IntN(len(byArg[other]))]
 				}
 				s[arg] = v
 				l = append(l, s)
