@@ -14,6 +14,7 @@ var errClosed = errors.New("the image store is closed")
 type flights struct {
 	mu      sync.Mutex
 	byKey   map[string]*flight
+	settle  bool // the last waiter, having given up, waits until the doer has cleaned up; set before use
 	closed  bool
 	running sync.WaitGroup // the doers
 }
@@ -69,12 +70,17 @@ func (g *flights) do(ctx context.Context, key string, f func(context.Context) (s
 	case <-ctx.Done():
 	}
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if fl.waiters--; fl.waiters == 0 {
+	fl.waiters--
+	last := fl.waiters == 0
+	if last {
 		fl.cancel(context.Cause(ctx))
 		if g.byKey[key] == fl {
 			delete(g.byKey, key) // nobody may join what is ending
 		}
+	}
+	g.mu.Unlock()
+	if last && g.settle {
+		<-fl.done
 	}
 	return !joined, "", context.Cause(ctx)
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"errors"
+	"flag"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -14,7 +15,10 @@ import (
 
 func TestMain(m *testing.M) {
 	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard) // tests read Problems
+	var flags flag.FlagSet
+	klog.InitFlags(&flags)
+	_ = flags.Set("stderrthreshold", "FATAL") // a known flag
+	klog.SetOutput(io.Discard)                // tests read Problems
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
 }
 
@@ -101,5 +105,25 @@ func TestFlightsClose(t *testing.T) {
 		if err := <-result; !errors.Is(err, errClosed) {
 			t.Errorf("got %v, want %v", err, errClosed)
 		}
+	})
+}
+
+// TestFlightsSettle: with settle, the last to give up sees the doer gone.
+func TestFlightsSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := flights{settle: true}
+		cleaned := false
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		_, _, err := g.do(ctx, "key", func(ctx context.Context) (string, error) {
+			<-ctx.Done()
+			time.Sleep(time.Second)
+			cleaned = true
+			return "", context.Cause(ctx)
+		})
+		if !errors.Is(err, context.Canceled) || !cleaned {
+			t.Errorf("got %v, cleaned %v", err, cleaned)
+		}
+		g.close()
 	})
 }

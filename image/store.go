@@ -156,6 +156,7 @@ func Open(config Config) (*Store, error) {
 		progress: map[*pullProgress]bool{},
 		received: map[digest.Digest]*atomic.Int64{},
 	}
+	s.fetch.settle = true // a pull that failed has left nothing when it returns
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.dir.make(); err != nil {
 		return nil, fmt.Errorf("cannot open image store %s: %w", config.Root, err)
