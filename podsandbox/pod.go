@@ -241,7 +241,7 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 		if err := m.store.may("store.writeFiles"); err != nil {
 			return err
 		}
-		return writeFiles(m.store.podDir(p.id), m.cfg.HostFiles, c, addresses(p.rec.Network))
+		return writeFiles(m.store.runDir(p.id), m.cfg.HostFiles, c, addresses(p.rec.Network))
 	}})
 	add(step{name: "cgroup",
 		do:   func(ctx context.Context) error { return m.makePodCgroups(ctx, p) },
@@ -488,7 +488,7 @@ func (m *Manager) publishPod(p *pod, s podState) {
 }
 
 func (m *Manager) podView(p *pod, s *podState) *Pod {
-	dir := m.store.podDir(p.id)
+	dir := m.store.runDir(p.id)
 	v := &Pod{
 		ID: p.id, Config: p.rec.Config, State: PodNotReady, Reason: s.Reason, CreatedAt: p.rec.CreatedAt,
 		CgroupPath: p.rec.CgroupPath, Timings: s.Timings,

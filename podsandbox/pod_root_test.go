@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,14 +28,14 @@ func init() { runtime.LockOSThread() }
 // are fakes. Everything is its own: directories, cgroup root, directory of namespaces.
 type node struct {
 	*Manager
-	t     *testing.T
+	t     testing.TB
 	cfg   Config
 	lower string
 	logs  string
 	spawn *spawn.Spawner
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes namespaces, mounts and cgroups")
@@ -88,7 +89,7 @@ func newNode(t *testing.T) *node {
 }
 
 // removeRoot removes the cgroup root, which the driver keeps.
-func removeRoot(t *testing.T, root string) {
+func removeRoot(t testing.TB, root string) {
 	trees, err := filepath.Glob("/sys/fs/cgroup/*" + root)
 	if err != nil {
 		t.Error(err)
@@ -100,7 +101,7 @@ func removeRoot(t *testing.T, root string) {
 	}
 }
 
-func goBuild(t *testing.T, out, dir string) {
+func goBuild(t testing.TB, out, dir string) {
 	t.Helper()
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, ".")
 	cmd.Dir = dir
@@ -307,5 +308,49 @@ func TestRootRestart(t *testing.T) {
 	}
 	if q, err = n.Pod(p.ID); err != nil || q.State != PodNotReady || q.Reason != reasonInitDied {
 		t.Errorf("got pod %+v, %v", q, err)
+	}
+}
+
+// BenchmarkRootLife is a pod with one container, without network and images: p50 of each part.
+func BenchmarkRootLife(b *testing.B) {
+	n := newNode(b)
+	ctx := context.Background()
+	parts := map[string][]time.Duration{}
+	measure := func(name string, f func() error) {
+		began := time.Now()
+		if err := f(); err != nil {
+			b.Fatal(name, err)
+		}
+		parts[name] = append(parts[name], time.Since(began))
+	}
+	steps := map[string][]time.Duration{}
+	note := func(what string, l []Timing) {
+		for _, s := range l {
+			steps[what+"/"+s.Step] = append(steps[what+"/"+s.Step], s.Duration)
+		}
+	}
+	for b.Loop() {
+		var pod *Pod
+		var id string
+		measure("run", func() error { pod = n.pod(nil); return nil })
+		note("run", pod.Timings)
+		measure("create", func() error { id = n.container(pod, nil, "sleep"); return nil })
+		c, err := n.Container(id)
+		if err != nil {
+			b.Fatal(err)
+		}
+		note("create", c.Timings)
+		measure("start", func() error { return n.StartContainer(ctx, id) })
+		measure("exec", func() error { _, err := n.ExecSync(ctx, id, []string{"/bin/payload", "true"}, 0); return err })
+		measure("stop", func() error { return n.StopContainer(ctx, id, time.Minute) })
+		measure("remove", func() error { return n.RemoveContainer(ctx, id) })
+		measure("stoppod", func() error { return n.StopPod(ctx, pod.ID) })
+		measure("removepod", func() error { return n.RemovePod(ctx, pod.ID) })
+	}
+	for _, m := range []map[string][]time.Duration{parts, steps} {
+		for name, l := range m {
+			slices.Sort(l)
+			b.ReportMetric(float64(l[len(l)/2].Microseconds()), strings.ReplaceAll(name, " ", "-")+"-p50-µs")
+		}
 	}
 }
