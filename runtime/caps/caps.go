@@ -2,12 +2,15 @@
 // capabilities(7).
 //
 // Names are accepted with and without "CAP_", in any case; returned with it, in
-// the kernel's order. What this kernel does not know is an error when it is asked for by name and left out of ALL.
+// the kernel's order. What this kernel does not know is an error when it is asked for by name and left out of ALL. ALL is
+// also without what this process cannot hand on, because it is not in its bounding set: a daemon that runs in a
+// container itself can still run privileged ones, with what there is.
 package caps
 
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -19,6 +22,18 @@ var ErrUnknown = errors.New("unknown capability")
 
 // all is what this kernel has, in order of number.
 var all = sync.OnceValues(func() ([]capability.Cap, error) { return capability.ListSupported() })
+
+// givable is what a child of this process can have at most: all of the kernel's that are in the bounding set.
+var givable = sync.OnceValues(func() ([]capability.Cap, error) {
+	l, err := all()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(l), func(c capability.Cap) bool {
+		in, err := capability.GetBound(c)
+		return err == nil && !in
+	}), nil
+})
 
 // index finds a capability of this kernel by its name without CAP_.
 var index = sync.OnceValues(func() (map[string]capability.Cap, error) {
@@ -42,9 +57,9 @@ var defaults = []string{
 // Default returns what a container gets when nothing is said.
 func Default() []string { return append([]string(nil), defaults...) }
 
-// All returns every capability of this kernel.
+// All returns every capability of this kernel that this process can hand on.
 func All() ([]string, error) {
-	l, err := all()
+	l, err := givable()
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +93,11 @@ func Apply(base, add, drop []string) ([]string, error) {
 	var added, dropped uint64
 	for _, n := range add {
 		if isAll(n) {
-			m = ^uint64(0)
+			every, err := givable()
+			if err != nil {
+				return nil, err
+			}
+			m |= bits(every)
 			continue
 		}
 		c, err := number(n)
@@ -115,6 +134,13 @@ func number(name string) (capability.Cap, error) {
 		return 0, fmt.Errorf("%w %q", ErrUnknown, name)
 	}
 	return c, nil
+}
+
+func bits(l []capability.Cap) (mask uint64) {
+	for _, c := range l {
+		mask |= 1 << c
+	}
+	return mask
 }
 
 func names(mask uint64, known []capability.Cap) []string {

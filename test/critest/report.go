@@ -148,8 +148,12 @@ func judge(r *report, expected []expectation, whole bool) *verdict {
 	return v
 }
 
-// oneLine is message, or otherwise if it is empty, in one line of at most 600 bytes.
+// oneLine is message, or otherwise if it is empty, in one line of at most 600
+// bytes. What gomega adds to an error that has been told already is left out.
 func oneLine(message, otherwise string) string {
+	if told, _, ok := strings.Cut(message, "\nUnexpected error:"); ok && told != "" {
+		message = told
+	}
 	message = strings.Join(strings.Fields(message), " ")
 	if message == "" {
 		return otherwise
