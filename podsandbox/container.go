@@ -178,6 +178,7 @@ func (m *Manager) claimContainer(ctx context.Context, p *pod, cfg *ContainerConf
 		defer cancel(nil)
 		ctx, cancelLimit := context.WithTimeout(ctx, operationLimit)
 		defer cancelLimit()
+		defer context.AfterFunc(lifetime(m.closing), cancelLimit)()
 		err := m.makeContainer(ctx, op, c, displaced)
 		c.made.finish(c.id, op.fail(err))
 	})
@@ -191,7 +192,7 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, c *container
 	defer c.turn.pass()
 	var err error
 	if displaced != nil {
-		err = op.step(ctx, "remove abandoned container", func(ctx context.Context) error { return m.removeAndWait(ctx, displaced) })
+		err = op.step(ctx, "remove abandoned container", func(ctx context.Context) error { return m.removeAndWait(ctx, displaced, fromOperation) })
 	}
 	if err == nil {
 		err = op.run(ctx, m.containerSteps(op, c))
@@ -523,7 +524,7 @@ func (m *Manager) startCall(ctx context.Context, c *container) (*call[struct{}],
 		return c.starting, nil
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	call, err := joinLocked(ctx, m, &c.starting, "start container", c.object(), func(joined context.Context, op *operation) error {
+	call, err := m.joinLocked(ctx, &c.starting, "start container", c.object(), fromCaller, func(joined context.Context, op *operation) error {
 		defer cancel(nil)
 		// joinLocked's context bounds the time, cancel ends it early.
 		limited, stop := context.WithCancelCause(joined)
@@ -757,12 +758,12 @@ func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return m.removeAndWait(ctx, c)
+	return m.removeAndWait(ctx, c, fromCaller)
 }
 
-func (m *Manager) removeAndWait(ctx context.Context, c *container) error {
+func (m *Manager) removeAndWait(ctx context.Context, c *container, from origin) error {
 	m.mu.Lock()
-	call, err := joinLocked(ctx, m, &c.removing, "remove container", c.object(), func(ctx context.Context, op *operation) error {
+	call, err := m.joinLocked(ctx, &c.removing, "remove container", c.object(), from, func(ctx context.Context, op *operation) error {
 		return m.removeContainer(ctx, op, c)
 	})
 	m.mu.Unlock()
@@ -775,7 +776,7 @@ func (m *Manager) removeAndWait(ctx context.Context, c *container) error {
 
 func (m *Manager) removeContainer(ctx context.Context, op *operation, c *container) error {
 	if c.phase() == containerRunning || m.isStarting(c) {
-		if err := op.step(ctx, "kill", func(ctx context.Context) error { return m.stopAndWait(ctx, c, 0) }); err != nil {
+		if err := op.step(ctx, "kill", func(ctx context.Context) error { return m.stopAndWait(ctx, c, 0, fromOperation) }); err != nil {
 			return err
 		}
 	}

@@ -903,7 +903,7 @@ func TestDrain(t *testing.T) {
 	if _, err := d.RunPod(context.Background(), podConfig("b")); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("got %v, want ErrUnavailable", err)
 	}
-	go close(release)
+	close(release)
 	d.Drain(context.Background())
 	if err := <-result; err != nil {
 		t.Error(err)
@@ -916,6 +916,52 @@ func TestDrain(t *testing.T) {
 	d = d.daemon(nil)
 	defer d.close()
 	d.removeAll()
+}
+
+// What runs when the daemon drains is finished, with all that is part of it.
+func TestDrainFinishes(t *testing.T) {
+	d := newDaemon(t)
+	pod := d.run("a")
+	d.startNew(pod, "r", "/stubborn")
+	d.create(pod, "c")
+	draining := make(chan struct{})
+	d.hook("cgroup.Kill", func(context.Context) error { <-draining; return nil })
+	result := make(chan error)
+	go func() { result <- d.RemovePod(context.Background(), pod) }()
+	for len(d.Operations()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	short, cancel := context.WithCancel(context.Background())
+	cancel()
+	d.Drain(short)
+	close(draining)
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	d.close()
+	if l := d.leftovers(); len(l) > 0 {
+		t.Errorf("left over: %v", l)
+	}
+}
+
+// A daemon that must end does not wait for what hangs: it is undone, or left to the next.
+func TestCloseEndsOperations(t *testing.T) {
+	d := newDaemon(t)
+	held := make(chan struct{})
+	d.hook("network.Setup", func(ctx context.Context) error { close(held); <-ctx.Done(); return context.Cause(ctx) })
+	result := make(chan error)
+	go func() {
+		_, err := d.RunPod(context.Background(), podConfig("a"))
+		result <- err
+	}()
+	<-held
+	d.close()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if l := d.leftovers(); len(l) > 0 {
+		t.Errorf("left over: %v", l)
+	}
 }
 
 func TestNotRecovered(t *testing.T) {

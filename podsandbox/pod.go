@@ -153,7 +153,7 @@ func (m *Manager) claimPod(ctx context.Context, c *PodConfig) (*pod, error) {
 	m.registerLocked(op)
 	m.owned.Go(func() {
 		defer m.end(op)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationLimit)
+		ctx, cancel := m.detach(ctx)
 		defer cancel()
 		err := m.makePod(ctx, op, p, displaced)
 		p.made.finish(p.id, op.fail(err))
@@ -169,7 +169,7 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *pod, displaced 
 	defer p.turn.pass()
 	var err error
 	if displaced != nil {
-		err = op.step(ctx, "remove abandoned pod", func(ctx context.Context) error { return m.RemovePod(ctx, displaced.id) })
+		err = op.step(ctx, "remove abandoned pod", func(ctx context.Context) error { return m.removePodAndWait(ctx, displaced, fromOperation) })
 	}
 	if err == nil {
 		err = op.run(ctx, m.podSteps(op, p))
@@ -580,7 +580,11 @@ func (m *Manager) StopPod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	call, err := m.stopPodCall(ctx, p)
+	m.mu.Lock()
+	call, err := m.joinLocked(ctx, &p.stopping, "stop pod", p.object(), fromCaller, func(ctx context.Context, op *operation) error {
+		return m.stopPod(ctx, op, p)
+	})
+	m.mu.Unlock()
 	if err != nil {
 		return err
 	}
@@ -588,22 +592,21 @@ func (m *Manager) StopPod(ctx context.Context, id string) error {
 	return err
 }
 
-// stopPodCall joins the stop that runs, or begins one.
-func (m *Manager) stopPodCall(ctx context.Context, p *pod) (*call[struct{}], error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return joinLocked(ctx, m, &p.stopping, "stop pod", p.object(), func(ctx context.Context, op *operation) error {
-		return m.stopPod(ctx, op, p)
-	})
-}
+// origin is who asks for an operation.
+type origin int
+
+const (
+	fromCaller    origin = iota // refused while the daemon drains
+	fromOperation               // part of one that runs, which may finish
+)
 
 // joinLocked returns the call in slot, or begins it: do runs on a context of its own.
-func joinLocked(ctx context.Context, m *Manager, slot **call[struct{}], what, object string, do func(context.Context, *operation) error) (*call[struct{}], error) {
+func (m *Manager) joinLocked(ctx context.Context, slot **call[struct{}], what, object string, from origin, do func(context.Context, *operation) error) (*call[struct{}], error) {
 	if *slot != nil {
 		return *slot, nil
 	}
 	op := &operation{what: what, object: object, began: time.Now()}
-	if err := m.refuses(); err != nil {
+	if err := m.refuses(); err != nil && from == fromCaller {
 		return nil, op.fail(err)
 	}
 	c := newCall[struct{}](op)
@@ -611,7 +614,7 @@ func joinLocked(ctx context.Context, m *Manager, slot **call[struct{}], what, ob
 	m.registerLocked(op)
 	m.owned.Go(func() {
 		defer m.end(op)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationLimit)
+		ctx, cancel := m.detach(ctx)
 		defer cancel()
 		err := do(ctx, op)
 		m.mu.Lock()
@@ -668,7 +671,7 @@ func (m *Manager) stopContainersOf(ctx context.Context, p *pod) error {
 				errs[i] = m.unmakeContainer(ctx, &operation{what: "undo container", object: c.id}, c)
 				return
 			}
-			if errs[i] = m.stopAndWait(ctx, c, 0); errs[i] == nil {
+			if errs[i] = m.stopAndWait(ctx, c, 0, fromOperation); errs[i] == nil {
 				errs[i] = m.settle(ctx, c)
 			}
 		})
@@ -696,8 +699,12 @@ func (m *Manager) RemovePod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	return m.removePodAndWait(ctx, p, fromCaller)
+}
+
+func (m *Manager) removePodAndWait(ctx context.Context, p *pod, from origin) error {
 	m.mu.Lock()
-	call, err := joinLocked(ctx, m, &p.removing, "remove pod", p.object(), func(ctx context.Context, op *operation) error {
+	call, err := m.joinLocked(ctx, &p.removing, "remove pod", p.object(), from, func(ctx context.Context, op *operation) error {
 		return m.removePod(ctx, op, p)
 	})
 	m.mu.Unlock()
@@ -726,7 +733,7 @@ func (m *Manager) removePod(ctx context.Context, op *operation, p *pod) error {
 	if err := op.step(ctx, "remove containers", func(ctx context.Context) error {
 		var errs []error
 		for _, c := range m.containersOf(p) {
-			errs = append(errs, m.removeAndWait(ctx, c))
+			errs = append(errs, m.removeAndWait(ctx, c, fromOperation))
 		}
 		return errors.Join(errs...)
 	}); err != nil {
@@ -736,6 +743,13 @@ func (m *Manager) removePod(ctx context.Context, op *operation, p *pod) error {
 		return err
 	}
 	return m.changePod(ctx, p, podIsGone, forget, nil)
+}
+
+// detach is the context of an operation of its own: it has the caller's values, but ends by a limit, or with the daemon.
+func (m *Manager) detach(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationLimit)
+	stop := context.AfterFunc(lifetime(m.closing), cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // lifetime is a context that ends when the channel is closed: for background work that no caller waits for.

@@ -55,14 +55,14 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 	if err != nil {
 		return err
 	}
-	return m.stopAndWait(ctx, c, grace)
+	return m.stopAndWait(ctx, c, grace, fromCaller)
 }
 
-func (m *Manager) stopAndWait(ctx context.Context, c *container, grace time.Duration) error {
+func (m *Manager) stopAndWait(ctx context.Context, c *container, grace time.Duration, from origin) error {
 	if c.phase().shown() == ContainerExited {
 		return nil
 	}
-	s, err := m.stopCall(ctx, c, min(max(grace, 0), maxGrace))
+	s, err := m.stopCall(ctx, c, min(max(grace, 0), maxGrace), from)
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (m *Manager) stopAndWait(ctx context.Context, c *container, grace time.Dura
 	return err
 }
 
-func (m *Manager) stopCall(ctx context.Context, c *container, grace time.Duration) (*stop, error) {
+func (m *Manager) stopCall(ctx context.Context, c *container, grace time.Duration, from origin) (*stop, error) {
 	killAt := time.Now().Add(grace)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -79,7 +79,7 @@ func (m *Manager) stopCall(ctx context.Context, c *container, grace time.Duratio
 		return c.stopping, nil
 	}
 	op := &operation{what: "stop container", object: c.object(), began: time.Now()}
-	if err := m.refuses(); err != nil {
+	if err := m.refuses(); err != nil && from == fromCaller {
 		return nil, op.fail(err)
 	}
 	if c.starting != nil && c.cancelStart != nil {
