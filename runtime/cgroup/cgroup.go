@@ -258,6 +258,11 @@ func (c *Cgroup) Procs() ([]int, error) {
 // rmdir of a cgroup cannot be cancelled: ctx is looked at before each hierarchy.
 func (c *Cgroup) Remove(ctx context.Context) error {
 	d := c.driver
+	release, err := d.claims.remove(ctx, c.path)
+	if err != nil {
+		return c.errorf("remove", "wait for who kills it", err)
+	}
+	defer release()
 	var errs []error
 	for _, tree := range c.trees {
 		if err := ctx.Err(); err != nil {

@@ -492,3 +492,51 @@ func TestDevicesAsTheLibrary(t *testing.T) {
 	}
 	gone(t, d, c.Path()+"/sub")
 }
+
+// One stops a container while another, who has seen its end already, removes its cgroup. Before Kill and Remove knew of each other,
+// Kill waited for an event that the removal had cancelled, until its deadline.
+func TestKillWhileAnotherRemoves(t *testing.T) {
+	d := newTestDriver(t)
+	tree := d.unified()
+	if tree == absent {
+		t.Skip("pure v1: nobody waits for cgroup.events")
+	}
+	pod := newPod(t, d)
+	for n := range 20 {
+		c := newContainer(t, d, pod, fmt.Sprint("c", n), nil)
+		p := start(t, join(t, c), "wait")
+		waited, waiting := make(chan error, 1), make(chan struct{})
+		go func() { // what Kill does when its victim takes a while
+			release, err := d.claims.kill(t.Context(), c.path)
+			close(waiting)
+			if err == nil {
+				err = c.waitEmpty(deadline(t, 5*time.Second), tree)
+				release()
+			}
+			waited <- err
+		}()
+		<-waiting
+		// An event now, so that the kernel holds the next one back.
+		for _, frozen := range []string{"1", "0"} {
+			if err := d.kernel.write(tree, c.file("cgroup.freeze"), frozen); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		p.killed(t)
+		for {
+			err := c.Remove(t.Context())
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, ErrBusy) { // dead, and not yet off the cgroup's list
+				t.Fatal(err)
+			}
+		}
+		if err := <-waited; err != nil && !errors.Is(err, syscall.ENODEV) && !errors.Is(err, syscall.ENOENT) {
+			t.Fatalf("round %d: %v", n, err)
+		}
+	}
+}

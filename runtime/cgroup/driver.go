@@ -29,6 +29,7 @@ type Driver struct {
 	*layout
 	config Config
 	kernel kernel
+	claims *claims
 
 	mu      sync.Mutex
 	missing map[string]bool // guarded by mu: reasons, see Missing
@@ -60,7 +61,7 @@ func newDriver(config Config, l *layout, k kernel) (*Driver, error) {
 	if config.Root == "" {
 		config.Root = defaultRoot
 	}
-	d := &Driver{layout: l, config: config, kernel: k, missing: map[string]bool{}}
+	d := &Driver{layout: l, config: config, kernel: k, claims: newClaims(), missing: map[string]bool{}}
 	if err := d.ValidateParent(config.Root); err != nil {
 		return nil, fmt.Errorf("cgroup root: %w", err)
 	}

@@ -30,7 +30,11 @@ import (
 // Needs: write access to the cgroup; without cgroup.kill CAP_KILL.
 func (c *Cgroup) Kill(ctx context.Context) error {
 	start := time.Now()
-	err := c.kill(ctx)
+	release, err := c.driver.claims.kill(ctx, c.path)
+	if err == nil {
+		err = c.kill(ctx)
+		release()
+	}
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}
