@@ -532,16 +532,17 @@ func FuzzEchoedImage(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add([]byte{0x12})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := echoedImage(b)
+		_, _ = echoedImage(b) // must not panic
 		var whole runtimeapi.ContainerConfig
 		if proto.Unmarshal(b, &whole) != nil {
 			return // not what wire.Marshal makes
 		}
-		canonical, merr := wire.Marshal(&whole) // repeated fields merged: as it is stored
-		if merr != nil {
+		canonical, err := wire.Marshal(&whole) // repeated fields merged: as it is stored
+		if err != nil {
 			return
 		}
-		if got, err = echoedImage(canonical); err != nil {
+		got, err := echoedImage(canonical)
+		if err != nil {
 			t.Fatal(err)
 		}
 		want := whole.GetImage()
@@ -552,4 +553,26 @@ func FuzzEchoedImage(f *testing.F) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 	})
+}
+
+// Both lists of a node with 500 pods and a container in each, over a connection: the
+// budget is 5 ms (design.md 8). The kubelet asks every second.
+func BenchmarkLists(b *testing.B) {
+	w := newWorld(b)
+	w.pods.pods, w.pods.containers = nil, nil
+	for i := range 500 {
+		p, c := somePod(), someContainer()
+		p.ID, c.ID, c.PodID = fmt.Sprintf("%064x", i), fmt.Sprintf("%064x", 1000+i), fmt.Sprintf("%064x", i)
+		w.pods.pods, w.pods.containers = append(w.pods.pods, p), append(w.pods.containers, c)
+	}
+	for b.Loop() {
+		pods, err := w.runtime.ListPodSandbox(b.Context(), &runtimeapi.ListPodSandboxRequest{})
+		if err != nil || len(pods.Items) != 500 {
+			b.Fatal(err)
+		}
+		containers, err := w.runtime.ListContainers(b.Context(), &runtimeapi.ListContainersRequest{})
+		if err != nil || len(containers.Containers) != 500 {
+			b.Fatal(err)
+		}
+	}
 }

@@ -77,6 +77,13 @@ type Config struct {
 // maxMessage bounds messages, both ways: the kubelet's own limit (cri-client maxMsgSize).
 const maxMessage = 16 << 20
 
+// Limits of one connection.
+const (
+	maxStreams = 1000     // calls at a time; more wait at the client
+	maxHeader  = 64 << 10 // bytes
+	handshake  = 20 * time.Second
+)
+
 // Server serves CRI. It is made in three steps, so that a kubelet can connect
 // while records are still being read: NewServer, Serve, and SetReady.
 type Server struct {
@@ -130,6 +137,10 @@ func NewServer(cfg Config) (*Server, error) {
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.WaitForHandlers(true), // Stop returns when nothing of ours runs any more
+		// What one connection may cost (CVE-2023-44487 class): the kubelet has two and some hundred calls at most.
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.ConnectionTimeout(handshake),
 	)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{
 		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: lookUp,
