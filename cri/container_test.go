@@ -326,6 +326,37 @@ func TestListContainers(t *testing.T) {
 	}
 }
 
+// What users see as a container's image: the tag they named, or another of it, or what the record says.
+func TestShownImage(t *testing.T) {
+	digests := busybox().RepoDigests
+	for _, tt := range []struct {
+		name string
+		tags []string
+		gone bool
+		user string
+		want string
+	}{
+		{"the tag that was named", busybox().RepoTags, false, "registry.test/busybox:1", "registry.test/busybox:1"},
+		{"its short form", []string{"a/b:1", "docker.io/library/busybox:latest"}, false, "busybox", "docker.io/library/busybox:latest"},
+		{"another tag", []string{"a/b:1"}, false, "busybox", "a/b:1"},
+		{"no tag", nil, false, "busybox", "registry.test/busybox@" + manifest},
+		{"no image", nil, true, "busybox", imageID},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			img := busybox()
+			img.RepoTags, img.RepoDigests = tt.tags, digests
+			images := &fakeImages{list: []image.Image{img}}
+			if tt.gone {
+				images.list = nil
+			}
+			s := &runtimeService{cfg: &Config{Images: images}}
+			if got := s.shownImage(someContainer(), &runtimeapi.ImageSpec{Image: imageID, UserSpecifiedImage: tt.user}); got.Image != tt.want {
+				t.Errorf("got %q, want %q", got.Image, tt.want)
+			}
+		})
+	}
+}
+
 func TestUpdateContainerResources(t *testing.T) {
 	w := newWorld(t)
 	send := func(r *runtimeapi.UpdateContainerResourcesRequest) error {

@@ -173,7 +173,7 @@ func (f *fakeImages) Resolve(ref string) (image.Image, error) {
 		return image.Image{}, f.err
 	}
 	for _, i := range f.list {
-		if ref == "busybox" || ref == i.ID || ref == i.RepoTags[0] {
+		if ref == "busybox" || ref == i.ID {
 			return i, nil
 		}
 	}
