@@ -569,7 +569,10 @@ func (m *Manager) start(ctx context.Context, op *operation, c *container) error 
 		setOOMScoreAdj(ctx, m.cgroupOf(c), *adj)
 	}
 	// It runs, whether or not that can be recorded: after a restart the pod's init tells.
-	if err := m.changeContainer(ctx, c, containerStarted, should, func(s *containerState) { s.PID, s.StartedAt = pid, at.Round(0) }); err != nil {
+	if err := m.changeContainer(ctx, c, containerStarted, should, func(s *containerState) {
+		s.PID, s.StartedAt = pid, at.Round(0)
+		s.Timings = append(slices.Clip(s.Timings), op.timings...)
+	}); err != nil {
 		return err
 	}
 	m.store.flush.later(filepath.Join(m.store.containerDir(c.pod.id, c.id), stateFile))

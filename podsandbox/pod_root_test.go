@@ -156,6 +156,14 @@ func (n *node) pod(change func(*PodConfig)) *Pod {
 
 func (n *node) container(p *Pod, change func(*ContainerConfig), args ...string) string {
 	n.t.Helper()
+	id, err := n.tryContainer(p, change, args...)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return id
+}
+
+func (n *node) tryContainer(p *Pod, change func(*ContainerConfig), args ...string) (string, error) {
 	caps := []string{"CAP_CHOWN", "CAP_KILL"}
 	c := &ContainerConfig{
 		Name: "c-" + newID()[:8], ImageID: "sha256:image", LogPath: "c/0.log", PID: p.Config.PID,
@@ -168,17 +176,13 @@ func (n *node) container(p *Pod, change func(*ContainerConfig), args ...string) 
 				{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755"}},
 				{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 			},
-			Linux: &specs.Linux{Resources: &specs.LinuxResources{}},
+			Linux: &specs.Linux{Resources: &specs.LinuxResources{}, Devices: []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}}},
 		},
 	}
 	if change != nil {
 		change(c)
 	}
-	id, err := n.CreateContainer(context.Background(), p.ID, c)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return id
+	return n.CreateContainer(context.Background(), p.ID, c)
 }
 
 // state waits until a container is in state.
@@ -309,6 +313,135 @@ func TestRootRestart(t *testing.T) {
 	if q, err = n.Pod(p.ID); err != nil || q.State != PodNotReady || q.Reason != reasonInitDied {
 		t.Errorf("got pod %+v, %v", q, err)
 	}
+}
+
+func limited(bytes int64) func(*ContainerConfig) {
+	return func(c *ContainerConfig) {
+		c.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &bytes}
+	}
+}
+
+// C-52
+func TestRootOutOfMemory(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	p := n.pod(nil)
+	id := n.container(p, limited(32<<20), "oom")
+	if err := n.StartContainer(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if c := n.state(id, ContainerExited); c.Reason != reasonOOMKilled || c.ExitCode != 137 {
+		t.Errorf("got %+v", c)
+	}
+	// Too little to begin with: an error that says so, not a hang.
+	small, err := n.tryContainer(p, limited(16<<10), "sleep")
+	if err == nil {
+		err = n.StartContainer(ctx, small)
+	}
+	if err == nil || !strings.Contains(err.Error(), "16384 bytes is too low") {
+		t.Errorf("got %v", err)
+	}
+	if err := n.RemovePod(ctx, p.ID); err != nil {
+		t.Error(err)
+	}
+	n.empty()
+}
+
+// C-5A: without a PID namespace of its own nothing of a container outlives it either.
+func TestRootHostPID(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	p := n.pod(func(c *PodConfig) { c.PID = NamespaceNode })
+	stopped, ends := n.container(p, nil, "fork", "3", ",", "sleep"), n.container(p, nil, "fork", "3", ",", "sleep", "1", ",", "exit", "4")
+	for _, id := range []string{stopped, ends} {
+		if err := n.StartContainer(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	procs := func(id string) []int {
+		c, err := n.Container(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids, err := n.cfg.Cgroups.Open(c.CgroupPath).Procs()
+		if err != nil && !errors.Is(err, cgroup.ErrNotFound) {
+			t.Error(err)
+		}
+		return pids
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(procs(stopped)) < 4 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if err := n.StopContainer(ctx, stopped, time.Minute); err != nil {
+		t.Error(err)
+	}
+	if c := n.state(ends, ContainerExited); c.ExitCode != 4 {
+		t.Errorf("got %+v", c)
+	}
+	for _, id := range []string{stopped, ends} {
+		if l := procs(id); len(l) > 0 {
+			t.Errorf("processes are left: %v", l)
+		}
+	}
+	if err := n.RemovePod(ctx, p.ID); err != nil {
+		t.Error(err)
+	}
+	n.empty()
+}
+
+// C-55: a stopped pod init is not needed to get rid of its pod.
+func TestRootInitHangs(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	n.patience = 300 * time.Millisecond
+	p := n.pod(nil)
+	id := n.container(p, nil, "sleep")
+	if err := n.StartContainer(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(p.InitPID, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StopContainer(ctx, id, 0); err != nil {
+		t.Error(err)
+	}
+	if c := n.state(id, ContainerExited); c.ExitCode != 137 {
+		t.Errorf("got %+v", c)
+	}
+	if err := n.RemovePod(ctx, p.ID); err != nil {
+		t.Error(err)
+	}
+	n.empty()
+}
+
+// SEC-93, and: what the command left behind lives on, until its container ends.
+func TestRootExecBackground(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	p := n.pod(nil)
+	id := n.container(p, nil, "sleep")
+	if err := n.StartContainer(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	r, err := n.ExecSync(ctx, id, []string{"/bin/payload", "daemonize"}, time.Minute)
+	if err != nil || r.ExitCode != 0 {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+	c, err := n.Container(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := n.cfg.Cgroups.Open(c.CgroupPath).Procs(); err != nil || len(l) != 2 {
+		t.Errorf("got processes %v, %v, want the container's and the one left behind", l, err)
+	}
+	if err := n.RemovePod(ctx, p.ID); err != nil {
+		t.Error(err)
+	}
+	n.empty()
 }
 
 // BenchmarkRootLife is a pod with one container, without network and images: p50 of each part.
