@@ -172,7 +172,7 @@ func TestReopenNeedsARunningContainer(t *testing.T) {
 	if err := os.Rename(c.logFile(), c.logFile()+".1"); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, w.rt.ReopenContainerLog(t.Context(), c.id), codes.FailedPrecondition, c.id)
+	wantCode(t, w.rt.ReopenContainerLog(t.Context(), c.id), codes.FailedPrecondition, c.cfg.Metadata.Name)
 	if _, err := os.Stat(c.logFile()); err == nil {
 		t.Error("an error, but a new file all the same")
 	}

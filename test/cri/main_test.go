@@ -18,11 +18,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	criclient "k8s.io/cri-client/pkg"
+	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/test/images"
 	"github.com/crisp-cri/crisp/test/leak"
@@ -58,6 +61,7 @@ type world struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	klog.SetLogger(logr.Discard()) // the client logs each error that a test wants
 	if os.Geteuid() != 0 {
 		os.Exit(m.Run()) // every test skips and says why
 	}
@@ -77,9 +81,11 @@ func runSuite(m *testing.M) (code int, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	crispd := os.Getenv("CRISPD") // a binary to test instead of one that is built now
 	if crispd == "" {
-		if crispd, err = node.Build(dir); err != nil {
-			return 1, err
+		// Not node.Build: crispd's dependencies are those of the module above.
+		if out, err := exec.Command("../../hack/build.sh", dir).CombinedOutput(); err != nil {
+			return 1, fmt.Errorf("cannot build crispd: %w\n%s", err, out)
 		}
+		crispd = filepath.Join(dir, "crispd")
 	}
 	payload, err := images.BuildPayload(dir)
 	if err != nil {
@@ -191,7 +197,8 @@ func (w *world) close() error {
 // scope is what belongs to this crispd.
 func (w *world) scope() leak.Scope {
 	return leak.Scope{
-		Daemon: w.PID, Dirs: []string{w.StateDir, w.RunDir}, NetNSDir: filepath.Join(w.RunDir, "netns"),
+		// Logs are the kubelet's to remove.
+		Daemon: w.PID, Dirs: []string{w.StateDir, w.RunDir}, Skip: []string{w.LogDir}, NetNSDir: filepath.Join(w.RunDir, "netns"),
 		Cgroups: []string{w.Cgroups}, Bridge: w.Bridge, Tables: []string{w.Table},
 	}
 }
@@ -201,6 +208,9 @@ func (w *world) scope() leak.Scope {
 func (w *world) warmUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	if _, err := w.CRI.Version(ctx, &runtimeapi.VersionRequest{}); err != nil { // the connection is made by the first call
+		return err
+	}
 	pc := w.podConfig("warm-up")
 	id, err := w.rt.RunPodSandbox(ctx, pc, "")
 	if err != nil {

@@ -131,7 +131,10 @@ func TestFirstProcess(t *testing.T) {
 			t.Errorf("got %q, want a reaper as PID 1 and both containers' programs", out)
 		}
 		// SEC-06: nothing worth reaching, and it does not die.
-		for _, args := range [][]string{{"ls", "/proc/1/root/proc/1"}, {"cat", "/proc/1/environ"}, {"ls", "/proc/1/fd"}, {"ls", "/proc/1/map_files"}} {
+		for _, n := range strings.Fields(a.exec("ls", "/proc/1/fd")) { // numbers may show; nothing can be reached by them
+			a.fails("stat", "/proc/1/fd/"+n)
+		}
+		for _, args := range [][]string{{"ls", "/proc/1/root/proc/1"}, {"cat", "/proc/1/environ"}, {"cat", "/proc/1/maps"}, {"stat", "/proc/1/exe"}, {"stat", "/proc/1/cwd"}} {
 			r, err := a.try(args...)
 			if err != nil {
 				t.Fatal(err)

@@ -297,7 +297,7 @@ func TestExhaustedRangeSaysSoWithNumbers(t *testing.T) {
 		if id, err = w.rt.RunPodSandbox(t.Context(), cfg, ""); err != nil {
 			break
 		}
-		p := &pod{t: t, w: w, id: id, cfg: cfg}
+		p := w.adopt(t, id, cfg)
 		t.Cleanup(p.remove)
 		pods = append(pods, p)
 	}

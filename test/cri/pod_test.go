@@ -89,7 +89,11 @@ type pod struct {
 	w    *world
 	id   string
 	cfg  *runtimeapi.PodSandboxConfig
-	made int
+	made *int // containers
+}
+
+func (w *world) adopt(t *testing.T, id string, cfg *runtimeapi.PodSandboxConfig) *pod {
+	return &pod{t: t, w: w, id: id, cfg: cfg, made: new(int)}
 }
 
 // pod runs a pod.
@@ -103,9 +107,16 @@ func (w *world) pod(t *testing.T, edits ...editPod) *pod {
 	if err != nil {
 		t.Fatalf("RunPodSandbox: %v", err)
 	}
-	p := &pod{t: t, w: w, id: id, cfg: cfg}
+	p := w.adopt(t, id, cfg)
 	t.Cleanup(p.remove)
 	return p
+}
+
+// on is the pod in a subtest: what fails there must not end the test around it.
+func (p *pod) on(t *testing.T) *pod {
+	q := *p
+	q.t = t
+	return &q
 }
 
 // remove stops and removes the pod and its logs. It may be called twice.
@@ -127,18 +138,13 @@ func (p *pod) remove() {
 	}
 }
 
-// clearLogs removes the containers' logs, as the kubelet does; their directory stays.
-func (p *pod) clearLogs() {
+// used has had a container: what a pod makes for its first one is there and stays.
+func (p *pod) used() *pod {
 	p.t.Helper()
-	entries, err := os.ReadDir(p.cfg.LogDirectory)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		p.t.Error(err)
-	}
-	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(p.cfg.LogDirectory, e.Name())); err != nil {
-			p.t.Error(err)
-		}
-	}
+	c := p.run([]string{"true"})
+	c.wait()
+	c.remove()
+	return p
 }
 
 func (p *pod) status() *runtimeapi.PodSandboxStatus {
@@ -171,8 +177,8 @@ type container struct {
 }
 
 func (p *pod) config(args []string, edits ...editContainer) *runtimeapi.ContainerConfig {
-	p.made++
-	cfg := p.w.containerConfig("c"+strconv.Itoa(p.made), args...)
+	*p.made++
+	cfg := p.w.containerConfig("c"+strconv.Itoa(*p.made), args...)
 	for _, e := range edits {
 		e(cfg)
 	}
@@ -344,9 +350,17 @@ func (c *container) wait() *runtimeapi.ContainerStatus {
 	return st
 }
 
+// execSync is the raw call, bounded: it must never hang, whatever runs.
+func (w *world) execSync(t *testing.T, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	return w.CRI.ExecSync(ctx, r)
+}
+
 // try runs payload in the container.
 func (c *container) try(args ...string) (*runtimeapi.ExecSyncResponse, error) {
-	return c.p.w.CRI.ExecSync(c.t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: append([]string{"/payload"}, args...), Timeout: 20})
+	return c.p.w.execSync(c.t, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: append([]string{"/payload"}, args...), Timeout: 20})
 }
 
 // exec runs payload in the container and returns its stdout. It wants exit code 0.

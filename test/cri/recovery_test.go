@@ -224,7 +224,7 @@ func TestSameCallAfterACrashSucceeds(t *testing.T) {
 		if err != nil {
 			t.Fatalf("the same call after a crash: %v", err)
 		}
-		p := &pod{t: t, w: w, id: id, cfg: cfg}
+		p := w.adopt(t, id, cfg)
 		p.output([]string{"true"})
 		p.remove()
 	}
@@ -255,7 +255,7 @@ func TestStopDrainsRunningCalls(t *testing.T) {
 	w := own(t)
 	c := w.pod(t).run([]string{"sleep"})
 	result := make(chan error, 1)
-	conn := w.CRI
+	conn := w.wide(t) // Stop closes the node's own connection first
 	go func() {
 		r, err := conn.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"/payload", "mkfile", "/begun", "x", ",", "sleep", "0.5", ",", "echo", "done"}, Timeout: 10})
 		if err == nil && string(r.Stdout) != "done\n" {
@@ -267,13 +267,11 @@ func TestStopDrainsRunningCalls(t *testing.T) {
 	if err := w.disconnect(); err != nil {
 		t.Fatal(err)
 	}
-	// Stop closes the node's connection first, so the signal is sent here.
-	kill(t, w.PID, 15)
-	if err := <-result; err != nil {
-		t.Errorf("a call that ran when SIGTERM came: %v", err)
-	}
 	if err := w.Stop(); err != nil {
 		t.Error(err)
+	}
+	if err := <-result; err != nil {
+		t.Errorf("a call that ran when SIGTERM came: %v", err)
 	}
 	w.again(t)
 	c.exec("true")

@@ -177,17 +177,16 @@ func TestFourMebibytesAreEnoughToStart(t *testing.T) {
 
 func TestALimitTooSmallToStartIsNamed(t *testing.T) {
 	w := need(t)
-	p := w.pod(t)
+	p := w.pod(t).used()
 	w.leavesNothing(t, func() {
-		c, err := p.tryCreate([]string{"sleep"}, withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 10}))
+		c, err := p.tryCreate([]string{"sleep"}, withResources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 10}))
 		if err == nil {
 			err = w.rt.StartContainer(t.Context(), c.id)
 			defer c.remove()
 		}
-		if err == nil || !strings.Contains(err.Error(), "memory limit") || !strings.Contains(err.Error(), "131072") && !strings.Contains(err.Error(), "128 KiB") && !strings.Contains(err.Error(), "128KiB") {
+		if err == nil || !strings.Contains(err.Error(), "memory limit") || !strings.Contains(err.Error(), "65536") && !strings.Contains(err.Error(), "64 KiB") && !strings.Contains(err.Error(), "64KiB") {
 			t.Errorf("got %v, want an error that names the memory limit and its size", err)
 		}
-		p.clearLogs()
 	})
 }
 

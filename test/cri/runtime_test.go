@@ -117,15 +117,6 @@ func TestWhatIsNotImplementedSaysSo(t *testing.T) {
 		return recv() // a stream's status comes with its first message
 	}
 	for name, call := range map[string]func() error{
-		"Exec": func() error { _, err := w.CRI.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: "x"}); return err },
-		"Attach": func() error {
-			_, err := w.CRI.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: "x"})
-			return err
-		},
-		"PortForward": func() error {
-			_, err := w.CRI.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: "x"})
-			return err
-		},
 		"CheckpointContainer": func() error {
 			_, err := w.CRI.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: "x"})
 			return err
@@ -161,10 +152,10 @@ func TestWhatIsNotImplementedSaysSo(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			// Ours names the call; gRPC's own text for a missing method is only "method X not implemented".
 			err := call()
-			wantCode(t, err, codes.Unimplemented, name)
-			if err != nil && len(err.Error()) < len("rpc error: code = Unimplemented desc = method "+name+" not implemented") {
+			wantCode(t, err, codes.Unimplemented)
+			// gRPC's own text for a missing method is no sentence that helps anybody.
+			if err != nil && (strings.Contains(err.Error(), "method "+name) || len(err.Error()) < 70) {
 				t.Errorf("got %q, want a sentence", err)
 			}
 		})

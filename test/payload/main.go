@@ -34,7 +34,7 @@ func main() {
 	}
 	args := os.Args[1:]
 	if args[0] != "trap" {
-		go exitOn(syscall.SIGTERM, syscall.SIGINT)
+		exitOn(syscall.SIGTERM, syscall.SIGINT)
 	}
 	for len(args) > 0 {
 		next := slices.Index(args, ",")
@@ -57,11 +57,12 @@ func main() {
 	}
 }
 
-// exitOn makes PID 1 end on a signal, which the kernel would not deliver to it by default.
+// exitOn makes PID 1 end on a signal, which the kernel would not deliver to it by
+// default. When it returns the signals are caught, so that a verb may ignore them.
 func exitOn(signals ...os.Signal) {
 	got := make(chan os.Signal, 1)
 	signal.Notify(got, signals...)
-	os.Exit(128 + int((<-got).(syscall.Signal)))
+	go func() { os.Exit(128 + int((<-got).(syscall.Signal))) }()
 }
 
 func usage() {
