@@ -111,13 +111,13 @@ type birth struct {
 // fork starts a child of ours from our own sealed binary.
 func (c *children) fork(self string, b birth) (*child, error) {
 	attr := syscall.ProcAttr{
-		// A container's init lives for milliseconds: no collector, one processor.
-		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOTRACEBACK=none"},
+		// A container's init lives for milliseconds: no collector, one processor, and nobody need look for CPU limits.
+		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOTRACEBACK=none", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"},
 		Files: []uintptr{uintptr(b.files[0]), uintptr(b.files[1]), uintptr(b.files[2]), uintptr(b.files[3])},
 		Sys:   &syscall.SysProcAttr{Cloneflags: b.clone},
 	}
 	if b.role == "reaper" {
-		attr.Env = []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
+		attr.Env = []string{"GOMAXPROCS=1", "GOTRACEBACK=none", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
 		// It dies with us. The signal comes at the death of the thread that forked: our caller has the main thread,
 		// which lives as long as the process.
 		attr.Sys.Pdeathsig = syscall.SIGKILL

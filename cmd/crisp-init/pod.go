@@ -28,7 +28,9 @@ type pod struct {
 	listener int
 
 	children children
-	reaper   *child // PID 1 of the shared PID namespace; nil without
+	// reaper is PID 1 of the shared PID namespace, nil without; reaperReady is closed when it may have company.
+	reaper      *child
+	reaperReady chan struct{}
 
 	// mu guards the containers' table and states, and which daemon we talk to. It is held for no
 	// system call that can wait.

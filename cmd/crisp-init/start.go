@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"os"
 	"strconv"
 	"sync"
@@ -425,7 +424,8 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	return reply
 }
 
-// startReaper makes the PID namespace that the pod's containers share.
+// startReaper makes the PID namespace that the pod's containers share. It does not wait for the reaper: the pod may
+// go on, its first container waits (pidNamespace).
 func (p *pod) startReaper() *step {
 	ours, theirs, err := initproto.Pair()
 	if err != nil {
@@ -436,15 +436,20 @@ func (p *pod) startReaper() *step {
 		files: [4]int{0, 0, 0, theirs}, cgroupFD: -1, pidNS: -1,
 	})
 	_ = unix.Close(theirs) // the child has it
-	defer unix.Close(ours)
+	if err != nil {
+		_ = unix.Close(ours) // nothing was said
+		return failed("start reaper", err)
+	}
+	p.reaper, p.reaperReady = ch, make(chan struct{})
+	conn, err := initproto.NewConn(ours)
 	if err != nil {
 		return failed("start reaper", err)
 	}
-	// EOF: it has its empty root and its handlers, or it is dead.
-	if _, err := initproto.NewBlockingConn(ours).Recv(); err != io.EOF {
-		return failed("start reaper", err)
-	}
-	p.reaper = ch
+	go func() { // ends when the reaper is ready or dead
+		_, _ = conn.Recv() // EOF: it has its empty root and its handlers, or it is dead, which its namespace will tell
+		_ = conn.Close()
+		close(p.reaperReady)
+	}()
 	return nil
 }
 
@@ -461,6 +466,9 @@ func (p *pod) stopReaper() {
 // pidNamespace opens the PID namespace that a container shares.
 func (p *pod) pidNamespace(plan *initproto.Container) (int, error) {
 	ch := p.reaper
+	if ch != nil && plan.PID == initproto.PIDReaper {
+		<-p.reaperReady
+	}
 	if plan.PID == initproto.PIDTarget {
 		p.mu.Lock()
 		t := p.containers[plan.TargetID]

@@ -26,7 +26,7 @@ const defaultShmSize = 64 << 20 // bytes
 
 // podEnv is a pod init's environment: one processor, and a collector that keeps
 // the heap of a process that does little at a megabyte or less.
-var podEnv = []string{"GOMAXPROCS=1", "GOGC=20", "GOTRACEBACK=all"}
+var podEnv = []string{"GOMAXPROCS=1", "GOGC=20", "GOTRACEBACK=all", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
 
 // Spawner is what all pods of a daemon share. Safe for concurrent use.
 type Spawner struct {
