@@ -231,6 +231,9 @@ func (m *Manager) attach(ctx context.Context, c *container, s Streams) error {
 		}
 		if s.Stdin != nil {
 			go feed(stdin, s.Stdin, func() {
+				if !s.TTY {
+					_ = stdin.Close() // a pipe ends with the last descriptor of it, and this is one
+				}
 				if c.rec.Config.StdinOnce && !s.TTY {
 					_ = i.CloseStdin(context.WithoutCancel(ctx), c.id) // the container has ended
 				}

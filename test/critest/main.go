@@ -235,6 +235,9 @@ func warmUp(ctx context.Context, n *node.Node) error {
 	if _, err := n.CRI.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ContainerId, Cmd: []string{"true"}, Timeout: 10}); err != nil {
 		return err
 	}
+	if _, err := n.CRI.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{}); err != nil {
+		return err
+	}
 	if err := n.RemovePods(); err != nil {
 		return err
 	}
