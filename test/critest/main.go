@@ -217,14 +217,20 @@ func warmUp(ctx context.Context, n *node.Node) error {
 	if _, err := n.CRI.PullImage(ctx, &runtimeapi.PullImageRequest{Image: image}); err != nil {
 		return err
 	}
-	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "warm-up", Uid: "1", Namespace: "critest"}, Linux: &runtimeapi.LinuxPodSandboxConfig{}}
+	pod := &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "warm-up", Uid: "1", Namespace: "critest"},
+		Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{Privileged: true}},
+	}
 	p, err := n.CRI.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: pod})
 	if err != nil {
 		return err
 	}
 	c, err := n.CRI.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.PodSandboxId, SandboxConfig: pod, Config: &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: image, Command: []string{"sleep", "100"},
-		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}},
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources:       &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: true},
+		},
 	}})
 	if err != nil {
 		return err
