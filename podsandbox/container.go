@@ -464,6 +464,7 @@ func (m *Manager) publishContainer(c *container, s containerState, spec *specs.S
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer m.announceContainerLocked(c, c.view(), now.view)
 	c.now.Store(now)
 	switch s.Phase {
 	case containerExited, containerRemoving:
@@ -489,6 +490,7 @@ func (m *Manager) containerView(c *container, s *containerState, spec *specs.Spe
 	v := &Container{
 		ID: c.id, PodID: c.pod.id, Config: cfg, Spec: spec, User: s.User, State: s.Phase.shown(),
 		CreatedAt: c.rec.CreatedAt, StartedAt: s.StartedAt, FinishedAt: s.FinishedAt,
+		LogLost:  s.LogLost,
 		ExitCode: s.ExitCode, Reason: s.Reason, Message: s.Message, Timings: s.Timings,
 		CgroupPath: m.cfg.Cgroups.ContainerPath(c.pod.rec.CgroupPath, c.id),
 		UpperDir:   filepath.Join(m.store.containerDir(c.pod.id, c.id), upperDir),
@@ -680,8 +682,9 @@ func (m *Manager) exitedNow(ctx context.Context, c *container, x spawn.Exit) {
 	} else if kills, err := m.cgroupOf(c).OOMKills(); err == nil && kills > 0 {
 		reason = reasonOOMKilled
 	}
+	lost := m.logLost(ctx, c)
 	if err := m.changeContainer(ctx, c, containerExit, should, func(s *containerState) {
-		s.ExitCode, s.Reason = x.Code, reason
+		s.ExitCode, s.Reason, s.LogLost = x.Code, reason, lost
 		s.FinishedAt = x.At.Round(0)
 		if s.FinishedAt.Before(s.StartedAt) { // the clock was set back
 			s.FinishedAt = s.StartedAt
@@ -691,6 +694,28 @@ func (m *Manager) exitedNow(ctx context.Context, c *container, x spawn.Exit) {
 		return
 	}
 	m.afterExit(ctx, c)
+}
+
+// logLost asks the pod's init how much output of an exited container could not be written. A dead one does not say.
+func (m *Manager) logLost(ctx context.Context, c *container) uint64 {
+	i, err := c.pod.living()
+	if err != nil || c.pod.rec.Config.LogDirectory == "" || c.rec.Config.LogPath == "" {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.patience)
+	defer cancel()
+	infos, err := i.List(ctx)
+	if err != nil {
+		return 0
+	}
+	n := slices.IndexFunc(infos, func(info spawn.ContainerInfo) bool { return info.ID == c.id })
+	if n < 0 {
+		return 0
+	}
+	if lost := infos[n].LogDropped; lost > 0 {
+		klog.FromContext(ctx).Info("Container's log lost output", "containerID", c.id, "bytes", lost)
+	}
+	return infos[n].LogDropped
 }
 
 // afterExit gives back the cgroup, whose counters were read, and makes the exit durable. What fails here is done again by

@@ -72,6 +72,10 @@ type Manager struct {
 	names      map[containerName]*container
 	operations map[*operation]struct{}
 	lastTime   time.Time // the latest creation time given out
+	// subscriptions are those that have not ended; see events.go.
+	subscriptions map[*Subscription]struct{}
+
+	readInterfaces func(pid int, netNS string) ([]Interface, error) // interfacesOf, but in tests
 }
 
 // containerName is what makes two CreateContainer calls the same call.
@@ -110,6 +114,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		identities: map[Identity]*pod{}, names: map[containerName]*container{}, operations: map[*operation]struct{}{},
 	}
 	m.usage.init()
+	m.readInterfaces = interfacesOf
 	m.owned.Go(m.janitor)
 	m.owned.Go(m.measure)
 	return m, nil
@@ -143,6 +148,7 @@ func (m *Manager) Close() error {
 func (m *Manager) close() error {
 	m.mu.Lock()
 	m.draining.Store(true)
+	m.endSubscriptionsLocked()
 	m.mu.Unlock()
 	close(m.closing)
 	m.busy.Wait()

@@ -478,6 +478,7 @@ func (m *Manager) publishPod(p *pod, s podState) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer m.announcePodLocked(p, p.view(), now.view)
 	p.now.Store(now)
 	if s.Phase != podMaking && s.Phase != podReady && m.identities[p.rec.Config.Identity] == p {
 		delete(m.identities, p.rec.Config.Identity)
@@ -491,7 +492,7 @@ func (m *Manager) podView(p *pod, s *podState) *Pod {
 	dir := m.store.runDir(p.id)
 	v := &Pod{
 		ID: p.id, Config: p.rec.Config, State: PodNotReady, Reason: s.Reason, CreatedAt: p.rec.CreatedAt,
-		CgroupPath: p.rec.CgroupPath, Timings: s.Timings,
+		CgroupPath: p.rec.CgroupPath, Timings: s.Timings, Resources: s.Resources,
 		ResolvConf: filepath.Join(dir, resolvConfName), Hosts: filepath.Join(dir, hostsName), HostnameFile: filepath.Join(dir, hostnameName),
 	}
 	if s.Phase == podReady {

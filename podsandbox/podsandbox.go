@@ -151,6 +151,8 @@ type Pod struct {
 	ResolvConf, Hosts, HostnameFile string
 	// Timings of the making, step by step, for Status(verbose) and the demo.
 	Timings []Timing
+	// Resources is what NotePodResources was given last, as it came; nil before.
+	Resources []byte
 }
 
 // Timing is how long one step of an operation took.
@@ -208,6 +210,7 @@ type Container struct {
 	Message    string    // for StartError: step and cause
 	PID        int       // 0 when not running
 	LogPath    string    // absolute, "" when no log
+	LogLost    uint64    // bytes of output that could not be written to the log; known when exited
 	CgroupPath string
 	UpperDir   string // writable layer on the host
 	Timings    []Timing

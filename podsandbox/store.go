@@ -72,6 +72,8 @@ type podState struct {
 	// NetworkDown: torn down, its addresses may be another pod's by now.
 	NetworkDown bool     `json:"networkDown,omitempty"`
 	Timings     []Timing `json:"timings,omitempty"`
+	// Resources is what NotePodResources was given last; not interpreted.
+	Resources []byte `json:"resources,omitempty"`
 }
 
 // containerRecord is a container.json.
@@ -96,6 +98,7 @@ type containerState struct {
 	KillAt  time.Time     `json:"killAt,omitzero"`
 	User    user.Identity `json:"user"`
 	Timings []Timing      `json:"timings,omitempty"`
+	LogLost uint64        `json:"logLost,omitempty"` // bytes
 	// OOMScoreAdj that an update asked for before the start.
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
 }

@@ -270,8 +270,7 @@ func TestDamagedRecords(t *testing.T) {
 
 // Fields that a record must not have lost or gained without a thought for the version.
 func TestRecordFields(t *testing.T) {
-	var names func(t reflect.Type) []string
-	names = func(t reflect.Type) (l []string) {
+	names := func(t reflect.Type) (l []string) {
 		for i := range t.NumField() {
 			l = append(l, t.Field(i).Name+" "+t.Field(i).Tag.Get("json"))
 		}
