@@ -144,7 +144,7 @@ func TestStatsFromFiles(t *testing.T) {
 	maps.Copy(f.dirs[place{0, c.Path()}], map[string]string{
 		"cpu.stat":       "usage_usec 30\nuser_usec 10\nsystem_usec 20\nnr_periods 5\nnr_throttled 2\nthrottled_usec 7",
 		"memory.current": "1000", "memory.peak": "2000",
-		"memory.stat":   "anon 400\nfile 500\nkernel 50\nfile_mapped 60\ninactive_file 300\npgfault 9\npgmajfault 1",
+		"memory.stat":   "anon 400\nfile 500\nkernel 50\nfile_mapped 60\nactive_file 150\ninactive_file 300\npgfault 9\npgmajfault 1",
 		"memory.events": "low 0\nmax 4\noom_kill 1", "memory.swap.current": "12", "pids.current": "3", "pids.max": "10",
 		"io.stat": "8:0 rbytes=1 wbytes=2 rios=3 wios=4", "cpu.pressure": pressure, "memory.pressure": pressure, "io.pressure": pressure,
 	})
@@ -156,7 +156,7 @@ func TestStatsFromFiles(t *testing.T) {
 	want := &Stats{
 		At:       got.At,
 		CPU:      CPUStats{Usage: 30_000, User: 10_000, System: 20_000, Periods: 5, ThrottledPeriods: 2, ThrottledTime: 7000, PSI: psi},
-		Memory:   MemoryStats{Usage: 1000, WorkingSet: 700, RSS: 400, Cache: 500, Mapped: 60, Kernel: 50, Peak: 2000, Limit: 64 << 20, FailCount: 4, Faults: 9, MajFaults: 1, PSI: psi},
+		Memory:   MemoryStats{Usage: 1000, WorkingSet: 700, RSS: 400, Cache: 500, Mapped: 60, Kernel: 50, Peak: 2000, Limit: 64 << 20, FailCount: 4, Faults: 9, MajFaults: 1, PSI: psi, ActiveFile: 150, InactiveFile: 300},
 		Swap:     SwapStats{Accounted: true, Usage: 12, Limit: 0},
 		Pids:     PidsStats{Current: 3, Limit: 10},
 		IO:       IOStats{Devices: []DeviceIO{{Major: 8, ReadBytes: 1, WriteBytes: 2, Reads: 3, Writes: 4}}, PSI: psi},
@@ -173,7 +173,7 @@ func TestStatsFromFiles(t *testing.T) {
 	put("cpu", map[string]string{"cpu.stat": "nr_periods 5\nnr_throttled 2\nthrottled_time 7", "cpuacct.usage": "31", "cpuacct.stat": "user 1\nsystem 2"})
 	put("memory", map[string]string{"memory.usage_in_bytes": "1000", "memory.max_usage_in_bytes": "2000", "memory.failcnt": "3", "memory.memsw.failcnt": "1",
 		"memory.kmem.usage_in_bytes": "50", "memory.memsw.limit_in_bytes": "67108900",
-		"memory.stat": "rss 1\ntotal_rss 400\ntotal_cache 500\ntotal_mapped_file 60\ntotal_inactive_file 1200\ntotal_pgfault 9\ntotal_pgmajfault 1\ntotal_swap 12"})
+		"memory.stat": "rss 1\ntotal_rss 400\ntotal_cache 500\ntotal_mapped_file 60\ntotal_active_file 150\ntotal_inactive_file 1200\ntotal_pgfault 9\ntotal_pgmajfault 1\ntotal_swap 12"})
 	put("pids", map[string]string{"pids.current": "3", "pids.max": "max"})
 	put("blkio", map[string]string{"blkio.throttle.io_service_bytes_recursive": "8:0 Read 1\n8:0 Write 2\nTotal 3", "blkio.throttle.io_serviced_recursive": "8:0 Read 3\n8:0 Write 4"})
 	if got, err = c.Stats(); err != nil {
@@ -182,7 +182,7 @@ func TestStatsFromFiles(t *testing.T) {
 	want = &Stats{
 		At:       got.At,
 		CPU:      CPUStats{Usage: 31, User: 10_000_000, System: 20_000_000, Periods: 5, ThrottledPeriods: 2, ThrottledTime: 7},
-		Memory:   MemoryStats{Usage: 1000, WorkingSet: 0, RSS: 400, Cache: 500, Mapped: 60, Kernel: 50, Peak: 2000, Limit: 64 << 20, FailCount: 4, Faults: 9, MajFaults: 1},
+		Memory:   MemoryStats{Usage: 1000, WorkingSet: 0, RSS: 400, Cache: 500, Mapped: 60, Kernel: 50, Peak: 2000, Limit: 64 << 20, FailCount: 4, Faults: 9, MajFaults: 1, ActiveFile: 150, InactiveFile: 1200},
 		Swap:     SwapStats{Accounted: true, Usage: 12, Limit: 36},
 		Pids:     PidsStats{Current: 3, Limit: math.MaxUint64},
 		IO:       IOStats{Devices: []DeviceIO{{Major: 8, ReadBytes: 1, WriteBytes: 2, Reads: 3, Writes: 4}}},

@@ -46,6 +46,9 @@ type MemoryStats struct {
 	Faults     uint64 // minor and major
 	MajFaults  uint64
 	PSI        *PSI
+
+	// ActiveFile and InactiveFile are the page cache that was, and that was not used lately.
+	ActiveFile, InactiveFile uint64
 }
 
 // SwapStats is in bytes. Accounted is false when the kernel does not count swap per cgroup.
@@ -192,7 +195,6 @@ func (r *reader) cpu(s *Stats) {
 func (r *reader) memoryV2(t int, s *Stats) {
 	m := &s.Memory
 	m.Usage, m.Limit, m.Peak = r.number(t, "memory.current"), r.limitOf(t, "memory.max"), r.number(t, "memory.peak")
-	var inactive uint64
 	for key, v := range flat(r.text(t, "memory.stat")) {
 		switch key {
 		case "anon":
@@ -203,15 +205,17 @@ func (r *reader) memoryV2(t int, s *Stats) {
 			m.Mapped = v
 		case "kernel": // Linux 5.18
 			m.Kernel = v
+		case "active_file":
+			m.ActiveFile = v
 		case "inactive_file":
-			inactive = v
+			m.InactiveFile = v
 		case "pgfault":
 			m.Faults = v
 		case "pgmajfault":
 			m.MajFaults = v
 		}
 	}
-	m.WorkingSet = m.Usage - min(m.Usage, inactive)
+	m.WorkingSet = m.Usage - min(m.Usage, m.InactiveFile)
 	for key, v := range flat(r.text(t, "memory.events")) {
 		if key == "max" {
 			m.FailCount = v
@@ -227,7 +231,7 @@ func (r *reader) memoryV1(t int, s *Stats) {
 	m.Usage, m.Limit = r.number(t, "memory.usage_in_bytes"), r.limitOf(t, "memory.limit_in_bytes")
 	m.Peak, m.FailCount = r.number(t, "memory.max_usage_in_bytes"), r.number(t, "memory.failcnt")
 	m.Kernel = r.number(t, "memory.kmem.usage_in_bytes")
-	var inactive, swap uint64
+	var swap uint64
 	for key, v := range flat(r.text(t, "memory.stat")) {
 		// total_ counts the cgroups below too.
 		switch key {
@@ -237,8 +241,10 @@ func (r *reader) memoryV1(t int, s *Stats) {
 			m.Cache = v
 		case "total_mapped_file":
 			m.Mapped = v
+		case "total_active_file":
+			m.ActiveFile = v
 		case "total_inactive_file":
-			inactive = v
+			m.InactiveFile = v
 		case "total_pgfault":
 			m.Faults = v
 		case "total_pgmajfault":
@@ -247,7 +253,7 @@ func (r *reader) memoryV1(t int, s *Stats) {
 			swap = v
 		}
 	}
-	m.WorkingSet = m.Usage - min(m.Usage, inactive)
+	m.WorkingSet = m.Usage - min(m.Usage, m.InactiveFile)
 	if memsw, ok := number(r.text(t, "memory.memsw.limit_in_bytes")); ok {
 		s.Swap = SwapStats{Accounted: true, Usage: swap, Limit: noLimit}
 		// Memory+swap is charged first: where its limit is the same (no swap, the
