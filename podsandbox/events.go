@@ -3,6 +3,8 @@ package podsandbox
 import (
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,68 +38,108 @@ type Event struct {
 // event is some 100 bytes and shares its snapshots with the lists.
 const subscriptionSize = 4096
 
-// Subscription is one reader's queue of events. Made by Subscribe, ended by Close, by the Manager's Close, or by
-// the Manager when it is full.
+// Feed hands events to those who subscribed. The zero value is ready. Safe for concurrent use; nothing in it
+// waits for a reader.
+type Feed struct {
+	readers atomic.Int32 // how many are in open: whoever has news looks at it before collecting them
+
+	mu    sync.Mutex
+	open  map[*Subscription]struct{} // those that have not ended
+	ended error                      // why there are no more; nil while there are
+}
+
+// Subscription is one reader's queue of events. Made by Subscribe; it ends by Close, with the feed, or when it is full.
 type Subscription struct {
-	m *Manager
-	// queue is written and closed by the Manager alone, with mu held, and never waited for.
-	queue chan Event
-	err   error // guarded by m.mu: why it ended
+	feed  *Feed
+	queue chan Event    // written and closed by feed, with its mu held
+	ended chan struct{} // closed by feed with queue
+	err   error         // guarded by feed.mu: why it ended
 }
 
 // Subscribe begins a queue of all events from now on, in the order in which they happen, none left out. The
-// caller reads it until it is closed, or closes it.
-func (m *Manager) Subscribe() (*Subscription, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err := m.refuses(); err != nil {
-		return nil, fmt.Errorf("cannot subscribe to events: %w", err)
+// caller reads it until it ends, and closes it.
+func (f *Feed) Subscribe() (*Subscription, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended != nil {
+		return nil, f.ended
 	}
-	s := &Subscription{m: m, queue: make(chan Event, subscriptionSize)}
-	if m.subscriptions == nil {
-		m.subscriptions = map[*Subscription]struct{}{}
+	s := &Subscription{feed: f, queue: make(chan Event, subscriptionSize), ended: make(chan struct{})}
+	if f.open == nil {
+		f.open = map[*Subscription]struct{}{}
 	}
-	m.subscriptions[s] = struct{}{}
+	f.open[s] = struct{}{}
+	f.readers.Add(1)
 	return s, nil
 }
 
-// Events is closed when the subscription ends; Err then says why. Of one that was too slow nothing
-// more is worth reading: events behind those in the queue are lost.
+// Announce puts an event into all queues. One that is full ends with ErrSlow: nobody waits for a reader.
+func (f *Feed) Announce(e Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for s := range f.open {
+		select {
+		case s.queue <- e:
+		default:
+			f.endLocked(s, fmt.Errorf("%w: %d events wait for it", ErrSlow, subscriptionSize))
+		}
+	}
+}
+
+// End ends all subscriptions; there are no more.
+func (f *Feed) End(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = why
+	for s := range f.open {
+		f.endLocked(s, why)
+	}
+}
+
+func (f *Feed) endLocked(s *Subscription, why error) {
+	if _, ok := f.open[s]; !ok {
+		return
+	}
+	delete(f.open, s)
+	f.readers.Add(-1)
+	s.err = why
+	close(s.queue)
+	close(s.ended)
+}
+
+// Events is closed when the subscription ends, behind what is still in the queue.
 func (s *Subscription) Events() <-chan Event { return s.queue }
 
-// Err is why the subscription ended: ErrSlow, ErrUnavailable with the Manager; nil while it has not, and after Close.
+// Ended is closed when the subscription ends, at once.
+func (s *Subscription) Ended() <-chan struct{} { return s.ended }
+
+// Err is why it ended: ErrSlow, or what the feed ended with; nil while it has not, and after Close.
 func (s *Subscription) Err() error {
-	s.m.mu.RLock()
-	defer s.m.mu.RUnlock()
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
 	return s.err
 }
 
 // Close ends the subscription. It may be called twice, and after it ended.
 func (s *Subscription) Close() {
-	s.m.mu.Lock()
-	defer s.m.mu.Unlock()
-	s.m.endSubscriptionLocked(s, nil)
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.endLocked(s, nil)
 }
 
-func (m *Manager) endSubscriptionLocked(s *Subscription, why error) {
-	if _, ok := m.subscriptions[s]; !ok {
-		return
+// Subscribe is Feed.Subscribe for the events of this node's pods, once Recover is done.
+//
+// Errors: ErrUnavailable.
+func (m *Manager) Subscribe() (*Subscription, error) {
+	if err := m.refuses(); err != nil {
+		return nil, fmt.Errorf("cannot subscribe to events: %w", err)
 	}
-	delete(m.subscriptions, s)
-	s.err = why
-	close(s.queue)
+	return m.events.Subscribe()
 }
 
-// endSubscriptionsLocked is for the Manager's end.
-func (m *Manager) endSubscriptionsLocked() {
-	for s := range m.subscriptions {
-		m.endSubscriptionLocked(s, fmt.Errorf("%w: the daemon is stopping", ErrUnavailable))
-	}
-}
-
-// announceLocked puts an event into all queues. One that is full is ended: nobody waits for a reader.
+// announceLocked is called with mu held, so that events are in the order of the changes, and each shows the pod as the change left it.
 func (m *Manager) announceLocked(p *pod, view *Pod, id string, kinds ...EventKind) {
-	if len(m.subscriptions) == 0 || view == nil || len(kinds) == 0 {
+	if m.events.readers.Load() == 0 || view == nil {
 		return
 	}
 	e := Event{ID: id, At: time.Now(), Pod: view}
@@ -107,13 +149,7 @@ func (m *Manager) announceLocked(p *pod, view *Pod, id string, kinds ...EventKin
 		}
 	}
 	for _, e.Kind = range kinds {
-		for s := range m.subscriptions {
-			select {
-			case s.queue <- e:
-			default:
-				m.endSubscriptionLocked(s, fmt.Errorf("%w: %d events wait for it", ErrSlow, subscriptionSize))
-			}
-		}
+		m.events.Announce(e)
 	}
 }
 

@@ -48,7 +48,7 @@ type Config struct {
 
 // Manager owns the node's pods and containers. Safe for concurrent use.
 //
-// Lock order: a pod's turn, a container's turn, mu. mu is held for no system call.
+// Lock order: a pod's turn, a container's turn, mu, the feed's. mu is held for no system call.
 type Manager struct {
 	cfg   Config
 	store *store
@@ -72,9 +72,8 @@ type Manager struct {
 	names      map[containerName]*container
 	operations map[*operation]struct{}
 	lastTime   time.Time // the latest creation time given out
-	// subscriptions are those that have not ended; see events.go.
-	subscriptions map[*Subscription]struct{}
 
+	events         Feed                                             // announced to with mu held
 	readInterfaces func(pid int, netNS string) ([]Interface, error) // interfacesOf, but in tests
 }
 
@@ -148,8 +147,8 @@ func (m *Manager) Close() error {
 func (m *Manager) close() error {
 	m.mu.Lock()
 	m.draining.Store(true)
-	m.endSubscriptionsLocked()
 	m.mu.Unlock()
+	m.events.End(fmt.Errorf("%w: the daemon is stopping", ErrUnavailable))
 	close(m.closing)
 	m.busy.Wait()
 	var errs []error
