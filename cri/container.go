@@ -324,15 +324,34 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtimeapi.Contai
 	if err != nil {
 		return nil, err
 	}
-	var config runtimeapi.ContainerConfig
-	if err := proto.Unmarshal(ctr.Config.Echo, &config); err != nil {
-		return nil, fmt.Errorf("cannot read the config of container %q: %w", ctr.ID, err)
-	}
 	limits, err := s.limitsOf(ctr)
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.ContainerStatusResponse{Status: &runtimeapi.ContainerStatus{
+	status, config, err := s.containerStatus(ctr, limits)
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.ContainerStatusResponse{Status: status}
+	if r.GetVerbose() {
+		resp.Info, err = inJSON(map[string]any{"info": &info{
+			SandboxID: ctr.PodID, PID: ctr.PID, CgroupPath: ctr.CgroupPath, UpperDir: ctr.UpperDir,
+			Config: config, RuntimeSpec: ctr.Spec, Timings: timings(ctr.Timings),
+		}})
+		if err != nil {
+			return nil, fmt.Errorf("cannot describe container %q: %w", ctr.ID, err)
+		}
+	}
+	return resp, nil
+}
+
+// containerStatus is all of a container's status but what needs a look at the kernel; with the config it was made from.
+func (s *runtimeService) containerStatus(ctr *podsandbox.Container, limits *runtimeapi.LinuxContainerResources) (*runtimeapi.ContainerStatus, *runtimeapi.ContainerConfig, error) {
+	config := &runtimeapi.ContainerConfig{}
+	if err := proto.Unmarshal(ctr.Config.Echo, config); err != nil {
+		return nil, nil, fmt.Errorf("cannot read the config of container %q: %w", ctr.ID, err)
+	}
+	out := &runtimeapi.ContainerStatus{
 		Id:          ctr.ID,
 		Metadata:    containerMetadata(ctr),
 		State:       containerStates[ctr.State],
@@ -351,31 +370,19 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtimeapi.Contai
 		Resources:  &runtimeapi.ContainerResources{Linux: limits},
 		User:       &runtimeapi.ContainerUser{Linux: linuxUser(ctr.User)},
 		StopSignal: signalsByName[ctr.Config.StopSignal],
-	}}
+	}
 	if !ctr.StartedAt.IsZero() {
-		resp.Status.StartedAt = ctr.StartedAt.UnixNano()
+		out.StartedAt = ctr.StartedAt.UnixNano()
 	}
 	if !ctr.FinishedAt.IsZero() {
-		resp.Status.FinishedAt = ctr.FinishedAt.UnixNano()
+		out.FinishedAt = ctr.FinishedAt.UnixNano()
 	}
-	if r.GetVerbose() {
-		resp.Info, err = inJSON(map[string]any{"info": &info{
-			SandboxID: ctr.PodID, PID: ctr.PID, CgroupPath: ctr.CgroupPath, UpperDir: ctr.UpperDir,
-			Config: &config, RuntimeSpec: ctr.Spec, Timings: timings(ctr.Timings),
-		}})
-		if err != nil {
-			return nil, fmt.Errorf("cannot describe container %q: %w", ctr.ID, err)
-		}
-	}
-	return resp, nil
+	return out, config, nil
 }
 
 // limitsOf is what is applied to a container: what the kernel says while there is a cgroup, else what was asked for last.
 func (s *runtimeService) limitsOf(ctr *podsandbox.Container) (*runtimeapi.LinuxContainerResources, error) {
-	out := &runtimeapi.LinuxContainerResources{}
-	if spec := ctr.Spec; spec != nil && spec.Linux != nil && spec.Process != nil {
-		out = asked(spec.Linux.Resources, spec.Process.OOMScoreAdj)
-	}
+	out := askedOf(ctr)
 	if ctr.State != podsandbox.ContainerCreated && ctr.State != podsandbox.ContainerRunning {
 		return out, nil
 	}
@@ -387,6 +394,14 @@ func (s *runtimeService) limitsOf(ctr *podsandbox.Container) (*runtimeapi.LinuxC
 		return nil, fmt.Errorf("cannot read the limits of container %q: %w", ctr.ID, err)
 	}
 	return applied(out, a), nil
+}
+
+// askedOf is what was asked for last.
+func askedOf(ctr *podsandbox.Container) *runtimeapi.LinuxContainerResources {
+	if spec := ctr.Spec; spec != nil && spec.Linux != nil && spec.Process != nil {
+		return asked(spec.Linux.Resources, spec.Process.OOMScoreAdj)
+	}
+	return &runtimeapi.LinuxContainerResources{}
 }
 
 // shownImage is what users see as the image of a container: a name with tag, if the image still has one.

@@ -40,6 +40,10 @@ type fakePods struct {
 	exec       *podsandbox.ExecResult
 	applied    cgroup.Applied
 	stats      *podsandbox.ContainerStats
+	processes  *podsandbox.ProcessStats
+	podStats   map[string]*podsandbox.PodStats
+	resources  []byte           // of NotePodResources
+	feed       *podsandbox.Feed // nil: no subscriptions
 	operations []podsandbox.Operation
 	err        error                     // of every changing call
 	hook       func(ctx context.Context) // in every changing call
@@ -133,6 +137,31 @@ func (f *fakePods) ContainerStats(id string) (*podsandbox.ContainerStats, error)
 		return nil, podsandbox.ErrState
 	}
 	return f.stats, nil
+}
+func (f *fakePods) ProcessStats(id string) (*podsandbox.ProcessStats, error) {
+	if f.processes == nil {
+		return nil, podsandbox.ErrState
+	}
+	return f.processes, nil
+}
+func (f *fakePods) PodStats(id string) (*podsandbox.PodStats, error) {
+	if s, ok := f.podStats[id]; ok {
+		return s, nil
+	}
+	return nil, podsandbox.ErrState
+}
+func (f *fakePods) NotePodResources(ctx context.Context, id string, change func([]byte) ([]byte, error)) error {
+	var err error
+	if f.resources, err = change(f.resources); err != nil {
+		return err
+	}
+	return f.call(ctx, "NotePodResources")
+}
+func (f *fakePods) Subscribe() (*podsandbox.Subscription, error) {
+	if f.feed == nil {
+		return nil, podsandbox.ErrUnavailable
+	}
+	return f.feed.Subscribe()
 }
 func (f *fakePods) Resources(id string) (cgroup.Applied, error) { return f.applied, nil }
 func (f *fakePods) Operations() []podsandbox.Operation          { return f.operations }

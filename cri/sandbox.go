@@ -144,16 +144,34 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSa
 	if err != nil {
 		return nil, err
 	}
-	var config runtimeapi.PodSandboxConfig
-	if err := proto.Unmarshal(pod.Config.Echo, &config); err != nil {
-		return nil, fmt.Errorf("cannot read the config of pod %q: %w", pod.ID, err)
+	status, config, err := podStatus(pod)
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: status}
+	if r.GetVerbose() {
+		if resp.Info, err = podInfo(pod, config); err != nil {
+			return nil, fmt.Errorf("cannot describe pod %q: %w", pod.ID, err)
+		}
+	}
+	return resp, nil
+}
+
+// podStatus is a pod's status, with the config it was made from and what the kubelet said later of its resources.
+func podStatus(pod *podsandbox.Pod) (*runtimeapi.PodSandboxStatus, *runtimeapi.PodSandboxConfig, error) {
+	config := &runtimeapi.PodSandboxConfig{}
+	if err := proto.Unmarshal(pod.Config.Echo, config); err != nil {
+		return nil, nil, fmt.Errorf("cannot read the config of pod %q: %w", pod.ID, err)
+	}
+	if err := overlayResources(config, pod.Resources); err != nil {
+		return nil, nil, fmt.Errorf("cannot read the resources of pod %q: %w", pod.ID, err)
 	}
 	// The kubelet compares the network mode and makes a new pod if it is absent or another.
 	options := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if options == nil {
 		options = &runtimeapi.NamespaceOption{}
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: &runtimeapi.PodSandboxStatus{
+	out := &runtimeapi.PodSandboxStatus{
 		Id:             pod.ID,
 		Metadata:       podMetadata(pod),
 		State:          podStates[pod.State],
@@ -163,20 +181,15 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSa
 		Labels:         pod.Config.Labels,
 		Annotations:    pod.Config.Annotations,
 		RuntimeHandler: pod.Config.RuntimeHandler,
-	}}
+	}
 	for i, ip := range pod.IPs {
 		if i == 0 {
-			resp.Status.Network.Ip = ip.String()
+			out.Network.Ip = ip.String()
 		} else {
-			resp.Status.Network.AdditionalIps = append(resp.Status.Network.AdditionalIps, &runtimeapi.PodIP{Ip: ip.String()})
+			out.Network.AdditionalIps = append(out.Network.AdditionalIps, &runtimeapi.PodIP{Ip: ip.String()})
 		}
 	}
-	if r.GetVerbose() {
-		if resp.Info, err = podInfo(pod, &config); err != nil {
-			return nil, fmt.Errorf("cannot describe pod %q: %w", pod.ID, err)
-		}
-	}
-	return resp, nil
+	return out, config, nil
 }
 
 // info is under the key "info" of a verbose status, in the form that containerd gave it:

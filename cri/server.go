@@ -42,6 +42,10 @@ type Pods interface {
 	Attach(ctx context.Context, id string, s podsandbox.Streams) error
 	DialPod(ctx context.Context, id string, port uint16) (net.Conn, error)
 	ContainerStats(id string) (*podsandbox.ContainerStats, error)
+	ProcessStats(id string) (*podsandbox.ProcessStats, error)
+	PodStats(id string) (*podsandbox.PodStats, error)
+	NotePodResources(ctx context.Context, id string, change func(before []byte) ([]byte, error)) error
+	Subscribe() (*podsandbox.Subscription, error)
 	Resources(id string) (cgroup.Applied, error)
 
 	Operations() []podsandbox.Operation
@@ -89,7 +93,10 @@ const (
 type Server struct {
 	gate     gate
 	grpc     *grpc.Server
-	streamer *streamer // nil without
+	streamer *streamer     // nil without
+	draining chan struct{} // closed by Drain
+	drain    sync.Once
+	senders  sync.WaitGroup // of events
 }
 
 // NewServer checks cfg and registers both services. Nothing is answered before Serve, and
@@ -124,7 +131,7 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	cfg.Version = semantic(cfg.Version)
 
-	s := &Server{}
+	s := &Server{draining: make(chan struct{})}
 	if cfg.Streaming.Listener != nil {
 		var err error
 		if s.streamer, err = newStreamer(cfg.Streaming, cfg.Pods); err != nil {
@@ -144,6 +151,7 @@ func NewServer(cfg Config) (*Server, error) {
 	)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{
 		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: lookUp,
+		draining: s.draining, senders: &s.senders,
 	})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{cfg: &cfg})
 	return s, nil
@@ -177,8 +185,11 @@ func (s *Server) Serve(l net.Listener) error {
 // SetReady lets calls in: podsandbox has recovered.
 func (s *Server) SetReady() { s.gate.to(serving) }
 
-// Drain refuses new calls; those that run go on.
-func (s *Server) Drain() { s.gate.to(draining) }
+// Drain refuses new calls; those that run go on, but for streams of events, which would never end.
+func (s *Server) Drain() {
+	s.gate.to(draining)
+	s.drain.Do(func() { close(s.draining) })
+}
 
 // GracefulStop drains, waits until all calls are answered or ctx ends, and then
 // cancels what is left. When it returns, no call runs any more.
@@ -191,11 +202,11 @@ func (s *Server) GracefulStop(ctx context.Context) {
 	}()
 	select {
 	case <-done:
-		return
 	case <-ctx.Done():
 		s.grpc.Stop()
 		<-done
 	}
+	s.senders.Wait() // their calls are over, and so are they
 }
 
 // runtimeService implements the RuntimeService; its methods are in the files named after what they are about. The
@@ -207,6 +218,8 @@ type runtimeService struct {
 	driver       runtimeapi.CgroupDriver
 	unsetSeccomp runtimeapi.SecurityProfile_ProfileType
 	lookUp       func(context.Context, *runtimeapi.ContainerConfig, *runtimeapi.SecurityProfile) (*found, error)
+	draining     <-chan struct{} // closed when streams of events are to end
+	senders      *sync.WaitGroup // goroutines that can outlive their call for a moment
 }
 
 // imageService implements the ImageService.

@@ -2,7 +2,6 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -30,25 +29,26 @@ func (s *runtimeService) ContainerStats(_ context.Context, r *runtimeapi.Contain
 // ListContainerStats is about running containers, as the proto says. One that ends meanwhile is left out.
 func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	f := r.GetFilter()
-	resp := &runtimeapi.ListContainerStatsResponse{}
+	var running []*podsandbox.Container
 	for _, ctr := range s.cfg.Pods.Containers() {
-		if ctr.State != podsandbox.ContainerRunning || !matches(ctr.ID, f.GetId(), ctr.Config.Labels, f.GetLabelSelector()) ||
-			!strings.HasPrefix(ctr.PodID, f.GetPodSandboxId()) {
-			continue
+		if ctr.State == podsandbox.ContainerRunning && matches(ctr.ID, f.GetId(), ctr.Config.Labels, f.GetLabelSelector()) &&
+			strings.HasPrefix(ctr.PodID, f.GetPodSandboxId()) {
+			running = append(running, ctr)
 		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		stats, err := s.statsOf(ctr)
-		switch {
-		case errors.Is(err, podsandbox.ErrNotFound), errors.Is(err, podsandbox.ErrState), errors.Is(err, cgroup.ErrNotFound):
-			continue
-		case err != nil:
-			return nil, err
-		}
-		resp.Stats = append(resp.Stats, stats)
 	}
-	return resp, nil
+	all := make([]*runtimeapi.ContainerStats, len(running)) // nil: gone meanwhile
+	err := spread(ctx, running, func(i int, ctr *podsandbox.Container) error {
+		stats, err := s.statsOf(ctr)
+		if isGone(err) {
+			return nil
+		}
+		all[i] = stats
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListContainerStatsResponse{Stats: present(all)}, nil
 }
 
 func (s *runtimeService) statsOf(ctr *podsandbox.Container) (*runtimeapi.ContainerStats, error) {

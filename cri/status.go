@@ -45,6 +45,7 @@ var meanings = []meaning{
 	{cause: podsandbox.ErrState, code: codes.FailedPrecondition},
 	{cause: podsandbox.ErrUnavailable, code: codes.Unavailable},
 	{cause: podsandbox.ErrUnsupported, code: codes.Unimplemented},
+	{cause: podsandbox.ErrSlow, code: codes.ResourceExhausted},
 
 	{cause: image.ErrRegistryUnavailable, code: codes.Unknown, prefix: crierrors.ErrRegistryUnavailable.Error()},
 	{cause: image.ErrInvalidReference, code: codes.InvalidArgument},

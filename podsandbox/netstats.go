@@ -166,23 +166,6 @@ func (m *Manager) PodStats(id string) (*PodStats, error) {
 	return s, nil
 }
 
-// PodInterfaces is what PodStats has of the network alone.
-func (m *Manager) PodInterfaces(id string) ([]Interface, error) {
-	p, err := m.findPod(id)
-	if err != nil {
-		return nil, err
-	}
-	v := p.view()
-	if v == nil || v.State != PodReady {
-		return nil, fmt.Errorf("%w: pod %q is not ready", ErrState, p.id)
-	}
-	l, err := m.interfaces(v)
-	if err != nil && p.phase() != podReady {
-		return nil, fmt.Errorf("%w: pod %q is not ready any more", ErrState, p.id)
-	}
-	return l, err
-}
-
 func (m *Manager) interfaces(v *Pod) ([]Interface, error) {
 	if v.NetNSPath == "" || v.InitPID == 0 {
 		return nil, nil
