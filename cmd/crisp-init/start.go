@@ -107,8 +107,9 @@ func pipes(stdin bool) (s stdio, err error) {
 	s = stdio{child: [3]int{-1, -1, -1}, ours: [3]int{-1, -1, -1}}
 	for i := range 3 {
 		if i == 0 && !stdin {
-			// Descriptor 0 of ours is the null device. It has no state to share.
-			if s.child[0], err = unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, controlFD+1); err != nil {
+			// Descriptor 0 of ours is the null device, on a read-only mount (spawn.openNull). It is opened anew: flags
+			// and locks belong to the open file, and containers share none.
+			if s.child[0], err = unix.Open("/proc/self/fd/0", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 				break
 			}
 			continue

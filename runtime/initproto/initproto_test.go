@@ -142,7 +142,7 @@ func exampleContainer() *Container {
 			{Kind: MountTmpfs, Target: "/dev", FD: -1, Data: [][2]string{{"mode", "755"}}, ReadonlyAfter: true},
 		},
 		Devices: []Device{{Path: "/dev/null", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 3, UID: 5, GID: 6}},
-		Links:   [][2]string{{"/proc/self/fd", "/dev/fd"}}, NullFD: -1, Masked: []string{"/proc/kcore"}, Readonly: []string{"/proc/sys"},
+		Links:   [][2]string{{"/proc/self/fd", "/dev/fd"}}, NullFD: 0, Masked: []string{"/proc/kcore"}, Readonly: []string{"/proc/sys"},
 		CgroupFD: 2, ProcsFD: 3, Procs: 2, LogFD: 5, Stdin: true, StdinOnce: true,
 	}
 }
@@ -188,6 +188,7 @@ func TestDecodeContainerRefusesIndicesWithoutDescriptor(t *testing.T) {
 		{"mount", func(c *Container) { c.Mounts[1].FD = 6 }},
 		{"negative mount", func(c *Container) { c.Mounts[1].FD = -1 }},
 		{"null", func(c *Container) { c.NullFD = 9 }},
+		{"masks without a null device", func(c *Container) { c.NullFD, c.Masked = -1, []string{"/proc/kcore"} }},
 		{"last of the cgroup files", func(c *Container) { c.Procs = 4 }},
 		{"huge count", func(c *Container) { c.Procs = 1 << 62 }},
 	}

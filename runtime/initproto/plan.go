@@ -98,7 +98,7 @@ type Container struct {
 	Mounts       []Mount
 	Devices      []Device
 	Links        [][2]string // symbolic links to make: target, path
-	NullFD       int         // detached mount of a verified /dev/null, for masking files; -1: none
+	NullFD       int         // detached mount of a verified /dev/null, for masking files; -1: none, and nothing is masked
 	Masked       []string
 	Readonly     []string
 
@@ -250,6 +250,9 @@ func DecodeContainer(b []byte, nfds int) (*Container, error) {
 		if m.Kind == MountFD && !within(m.FD, 1, nfds) {
 			return nil, ErrMalformed
 		}
+	}
+	if len(c.Masked) > 0 && c.NullFD < 0 {
+		return nil, ErrMalformed
 	}
 	if !within(c.RootFD, 1, nfds) || !optional(c.NullFD, nfds) || !optional(c.CgroupFD, nfds) ||
 		!optional(c.LogFD, nfds) || c.Procs > 0 && !within(c.ProcsFD, c.Procs, nfds) {

@@ -48,15 +48,45 @@ func sealImage(path string) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 	}
+	// The mode is sealed as well: an image whose command leads to /proc/self/exe runs this file as the
+	// container's root, who owns it and could make it executable for nobody, chmod(2).
 	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	_, err = unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals|sealExec)
+	if err == unix.EINVAL { // before Linux 6.3
+		_, err = unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
 		unix.Close(high)
 		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
 	}
 	return os.NewFile(uintptr(high), "crisp-init"), nil
 }
 
-const mfdExec = 0x10 // MFD_EXEC, Linux 6.3
+// Linux 6.3.
+const (
+	mfdExec  = 0x10 // MFD_EXEC
+	sealExec = 0x20 // F_SEAL_EXEC
+)
+
+// openNull opens the null device through a read-only mount of its own. What stands in for a stream that is not
+// wanted is the one file of the host that a container gets: its root, who owns the inode, could change mode and
+// owner of the host's /dev/null through it. Reading and writing a device does not mind the mount.
+//
+// Needs: CAP_SYS_ADMIN. Undo: closing it.
+func openNull() (*os.File, error) {
+	s := source{path: os.DevNull, mount: -1, attr: nullAttr, propagation: unix.MS_PRIVATE}
+	mount, _, err := s.open(-1)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(mount)
+	return reopen(mount)
+}
+
+// reopen opens the file of a descriptor anew, on the same mount, for reading and writing.
+func reopen(fd int) (*os.File, error) {
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR, 0)
+}
 
 // thread is the one locked thread that lives in the base mount namespace: pod inits
 // are cloned from it. Work is done one piece at a time, which costs nothing: forks exclude each other in

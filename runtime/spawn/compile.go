@@ -24,6 +24,9 @@ type compiled struct {
 	donated []int
 }
 
+// nullAttr are the attributes of a mount of the host's null device that a container gets to see: see openNull.
+const nullAttr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
+
 // source is a mount to be made from a path of the host.
 type source struct {
 	path      string
@@ -134,7 +137,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 	}
 	if len(c.plan.Masked) > 0 {
 		c.plan.NullFD = len(c.sources)
-		c.sources = append(c.sources, source{path: os.DevNull, mount: -1, propagation: unix.MS_PRIVATE})
+		c.sources = append(c.sources, source{path: os.DevNull, mount: -1, attr: nullAttr, propagation: unix.MS_PRIVATE})
 	}
 	donate := func(f *os.File) int {
 		if f == nil {
@@ -344,14 +347,15 @@ func compileProcess(p *specs.Process, seccomp []byte, flags uint32) (*initproto.
 	return out, nil
 }
 
-// compileExec is compile for an exec'd process. null closes what stands in for streams that are not wanted.
-func compileExec(a *ExecArgs) (x *initproto.Exec, fds []int, closeNull func(), err error) {
+// compileExec is compile for an exec'd process. shared is the null device, which is opened anew for streams that are not
+// wanted; closeNull closes that.
+func compileExec(a *ExecArgs, shared *os.File) (x *initproto.Exec, fds []int, closeNull func(), err error) {
 	p, err := compileProcess(a.Process, a.Seccomp, a.SeccompFlags)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	x = &initproto.Exec{ContainerID: a.ContainerID, ExecID: a.ExecID, Process: *p, CgroupFD: -1, ProcsFD: -1, Procs: len(a.CgroupProcs)}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	null, err := reopen(int(shared.Fd()))
 	if err != nil {
 		return nil, nil, nil, err
 	}

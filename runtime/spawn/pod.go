@@ -18,6 +18,7 @@ import (
 type Pod struct {
 	handle Handle
 	proc   *process
+	null   *os.File // the Spawner's
 	onExit func(Exit)
 
 	owned sync.WaitGroup // goroutines of ours: reader, deliverer
@@ -34,9 +35,9 @@ type Pod struct {
 	delivered *sync.Cond
 }
 
-func newPod(h Handle, proc *process, conn *initproto.Conn, onExit func(Exit)) *Pod {
+func newPod(h Handle, proc *process, conn *initproto.Conn, null *os.File, onExit func(Exit)) *Pod {
 	p := &Pod{
-		handle: h, proc: proc, onExit: onExit, conn: conn,
+		handle: h, proc: proc, null: null, onExit: onExit, conn: conn,
 		waiting: map[uint32]chan initproto.Message{}, execs: map[string]chan initproto.Exited{},
 	}
 	p.delivered = sync.NewCond(&p.mu)
@@ -497,7 +498,7 @@ type Exec struct {
 
 // Exec starts one more process in a running container. A *StartError says that it could not be started.
 func (p *Pod) Exec(ctx context.Context, a ExecArgs) (*Exec, error) {
-	x, fds, closeNull, err := compileExec(&a)
+	x, fds, closeNull, err := compileExec(&a, p.null)
 	if err != nil {
 		return nil, err
 	}

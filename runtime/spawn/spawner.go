@@ -42,10 +42,10 @@ func New(initPath, scratch string) (*Spawner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seal %s: %w", initPath, err)
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	null, err := openNull()
 	if err != nil {
 		image.Close()
-		return nil, err
+		return nil, fmt.Errorf("open %s: %w", os.DevNull, err)
 	}
 	t, err := startThread(scratch)
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 	}
 	h := Handle{PID: proc.pid, StartTime: start, BootID: boot, RunDir: a.RunDir}
 	h.Userns = a.Userns != nil
-	return newPod(h, proc, conn, onExit), nil
+	return newPod(h, proc, conn, s.null, onExit), nil
 }
 
 func compareStrings(a, b string) int {
@@ -275,7 +275,7 @@ func (s *Spawner) Attach(ctx context.Context, h Handle, onExit func(Exit)) (*Pod
 		proc.close()
 		return nil, fmt.Errorf("attach to pod init %d: %w", h.PID, err)
 	}
-	p := newPod(h, proc, conn, onExit)
+	p := newPod(h, proc, conn, s.null, onExit)
 	if err := p.replay(); err != nil {
 		p.Close()
 		return nil, err

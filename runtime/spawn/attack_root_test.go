@@ -1,0 +1,100 @@
+package spawn
+
+import (
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Attacks from within a container, and faults of a pod init's surroundings.
+
+// number is a system call's for payload's verb "syscall".
+func number(n int) string { return strconv.Itoa(n) }
+
+// start runs a container that sleeps.
+func (p *testPod) start(spec *specs.Spec, change func(*ContainerArgs)) (id string, pid int) {
+	p.h.t.Helper()
+	id, _ = p.create(spec, change)
+	pid, _, err := p.Start(p.h.ctx(), id)
+	if err != nil {
+		p.h.t.Fatalf("Start: %v", err)
+	}
+	return id, pid
+}
+
+// exec runs payload in a container and returns what it wrote.
+func (p *testPod) exec(id string, spec *specs.Spec, args ...string) string {
+	p.h.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		p.h.t.Fatal(err)
+	}
+	defer r.Close()
+	proc := *spec.Process
+	proc.Args = append([]string{"/bin/payload"}, args...)
+	x, err := p.Exec(p.h.ctx(), ExecArgs{ContainerID: id, ExecID: newID()[:16], Process: &proc, Stdout: w, Stderr: w})
+	w.Close()
+	if err != nil {
+		p.h.t.Fatalf("Exec: %v", err)
+	}
+	if _, err := x.Wait(p.h.ctx()); err != nil {
+		p.h.t.Fatalf("Wait: %v", err)
+	}
+	b := make([]byte, 64<<10)
+	n, _ := r.Read(b)
+	return string(b[:n])
+}
+
+// The host's null device is what a container has as stdin and below its masks. Its root owns the inode.
+func TestNullDeviceOfTheHostCannotBeChanged(t *testing.T) {
+	p := newHost(t).pod(nil)
+	var before, after unix.Stat_t
+	if err := unix.Stat(os.DevNull, &before); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = unix.Chmod(os.DevNull, before.Mode&0o7777)
+		_ = unix.Chown(os.DevNull, int(before.Uid), int(before.Gid))
+	})
+	mode := strconv.Itoa(int(before.Mode&0o7777 | unix.S_ISVTX)) // harmless, should it succeed
+	spec := exampleSpec("/bin/payload", "syscall", number(unix.SYS_FCHMOD), "0", mode, ",", "syscall", number(unix.SYS_FCHOWN), "0", "0", "5")
+	if _, out := p.run(spec, nil); strings.Count(out, "EROFS") != 2 {
+		t.Errorf("stdin of a container: got %q, want EROFS twice", out)
+	}
+	spec = exampleSpec("/bin/payload", "sleep", "1000")
+	spec.Linux.MaskedPaths = []string{"/proc/version"}
+	id, _ := p.start(spec, nil)
+	if out := p.exec(id, spec, "syscall", number(unix.SYS_FCHMOD), "0", mode); !strings.Contains(out, "EROFS") {
+		t.Errorf("stdin of an exec'd process: got %q, want EROFS", out)
+	}
+	if out := p.exec(id, spec, "mountinfo"); !strings.Contains(out, " /proc/version ro,nosuid,noexec") {
+		t.Errorf("masked file: got mounts\n%s\nwant /proc/version to be read-only", out)
+	}
+	if out := p.exec(id, spec, "cat", "/proc/version"); out != "" {
+		t.Errorf("masked file: got %q, want nothing", out)
+	}
+	if err := unix.Stat(os.DevNull, &after); err != nil || after.Mode != before.Mode || after.Gid != before.Gid {
+		t.Errorf("got mode %#o, group %d of the host's null device, want %#o, %d", after.Mode, after.Gid, before.Mode, before.Gid)
+	}
+}
+
+// A container's root can reach the sealed binary by a command that is a link to /proc/self/exe.
+func TestSealedImageKeepsItsMode(t *testing.T) {
+	h := newHost(t)
+	if err := unix.Fchmod(int(h.image.Fd()), 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("got %v, want EPERM", err)
+	}
+	w, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(h.image.Fd())), os.O_WRONLY, 0)
+	if err == nil {
+		if _, err = w.Write([]byte("x")); err == nil {
+			t.Error("the sealed image could be written")
+		}
+		w.Close()
+	}
+	h.pod(nil) // still starts
+}
