@@ -107,9 +107,8 @@ type thread struct {
 func startThread(scratch string) (*thread, error) {
 	t := &thread{work: make(chan func()), gone: make(chan struct{})}
 	ready := make(chan error, 1)
-	go func() {
+	go offMainThread(func() {
 		defer close(t.gone)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		err := enterBase(scratch)
 		ready <- err
 		if err != nil {
@@ -118,12 +117,29 @@ func startThread(scratch string) (*thread, error) {
 		for f := range t.work {
 			f()
 		}
-	}()
+	})
 	if err := <-ready; err != nil {
 		<-t.gone
 		return nil, fmt.Errorf("make base mount namespace: %w", err)
 	}
 	return t, nil
+}
+
+// offMainThread runs f locked to a thread that is not the process's first, and ends that thread with it.
+// /proc/self is the first thread's: if that moved, the whole process would see another mount table, proc(5).
+func offMainThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f() // never unlocked: the thread ends with the goroutine
+		return
+	}
+	started := make(chan struct{})
+	go offMainThread(func() {
+		close(started)
+		f()
+	})
+	<-started // while we hold the first thread the other goroutine cannot get it
+	runtime.UnlockOSThread()
 }
 
 // do runs f on the thread and waits for it.

@@ -611,3 +611,30 @@ func TestUserNamespace(t *testing.T) {
 		t.Errorf("exec: got %d, %v", code, err)
 	}
 }
+
+// The thread that moves must not be the process's first, wherever the goroutine that makes it begins: /proc/self would be the base
+// mount namespace's then. Seen as "no cgroup hierarchy is mounted".
+func TestTheProcessStaysInItsMountNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a mount namespace")
+	}
+	before, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 { // which thread a goroutine gets is chance
+		th, err := startThread(filepath.Join(t.TempDir(), "scratch"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var tid int
+		th.do(func() { tid = unix.Gettid() })
+		th.close()
+		if tid == os.Getpid() {
+			t.Fatal("the process's first thread was moved")
+		}
+	}
+	if after, err := os.Readlink("/proc/self/ns/mnt"); err != nil || after != before {
+		t.Errorf("mount namespace of the process: got %s, %v, want %s", after, err, before)
+	}
+}
