@@ -148,13 +148,19 @@ func judge(r *report, expected []expectation, whole bool) *verdict {
 	return v
 }
 
-// oneLine is message, or otherwise if it is empty, in one line of at most 600
-// bytes. What gomega adds to an error that has been told already is left out.
+// oneLine is message, or otherwise if it is empty, in one line of at most 600 bytes.
 func oneLine(message, otherwise string) string {
-	if told, _, ok := strings.Cut(message, "\nUnexpected error:"); ok && told != "" {
+	message = flat(message)
+	// gomega adds the error it was given, with its Go value: "Unexpected error: <*T | 0x1>: TEXT { … } occurred".
+	// The text is kept, unless it has been told.
+	if told, more, ok := strings.Cut(message, " Unexpected error: <"); ok {
+		_, text, _ := strings.Cut(more, ">: ")
+		text, _, _ = strings.Cut(text, " {")
 		message = told
+		if !strings.Contains(told, text) {
+			message = told + ": " + text
+		}
 	}
-	message = strings.Join(strings.Fields(message), " ")
 	if message == "" {
 		return otherwise
 	}
@@ -163,6 +169,8 @@ func oneLine(message, otherwise string) string {
 	}
 	return message
 }
+
+func flat(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 func (v *verdict) print(w io.Writer) {
 	slices.Sort(v.lines)

@@ -63,6 +63,20 @@ func TestJudgeNothingRan(t *testing.T) {
 	}
 }
 
+func TestOneLine(t *testing.T) {
+	for _, c := range []struct{ name, in, want string }{
+		{"nothing", " \n", "otherwise"},
+		{"two lines", "a\n  b\n", "a b"},
+		{"an error that was told", "cannot x: EPERM\nUnexpected error:\n    <*status.Error | 0x1>: \n    EPERM\n    {s: 1}\noccurred", "cannot x: EPERM"},
+		{"an error that was not", "cannot x\nUnexpected error:\n    <*errors.errorString | 0x1>: \n    no: 403\n    {\n s: 1}\noccurred", "cannot x: no: 403"},
+		{"too long", strings.Repeat("é", 400), strings.Repeat("é", 300) + "…"},
+	} {
+		if got := oneLine(c.in, "otherwise"); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
 func TestParseExpected(t *testing.T) {
 	for _, c := range []struct {
 		name, in string
