@@ -47,7 +47,11 @@ func main() {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		fatal("prctl PR_SET_DUMPABLE", err)
 	}
-	unix.CloseOnExec(controlFD) // it was passed to us, and to nobody after us: its EOF means execve or death
+	// The control socket was passed to us, and to nobody after us: its EOF means execve or death. What lies above it
+	// the daemon has inherited from whoever started it: that goes no further.
+	if err := unix.CloseRange(controlFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fatal("close_range", err)
+	}
 	// A memfd's name is the number it was started by; ps(1) shall show ours.
 	if err := setComm("crisp-init"); err != nil {
 		fatal("prctl PR_SET_NAME", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,20 @@ import (
 func setID(call uintptr, id uint32) error {
 	if _, _, errno := unix.RawSyscall(call, uintptr(id), uintptr(id), uintptr(id)); errno != 0 {
 		return errno
+	}
+	return nil
+}
+
+// dropCapabilities takes every capability, and the way to get one by execve(2), from all threads of the process: a tracer
+// chooses the thread.
+func dropCapabilities() error {
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); errno != 0 {
+		return &sys.Error{Op: "prctl PR_SET_NO_NEW_PRIVS", Err: errno}
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3} // pid 0: the calling thread
+	var none [2]unix.CapUserData
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&none)), 0); errno != 0 {
+		return &sys.Error{Op: "capset", Err: errno}
 	}
 	return nil
 }

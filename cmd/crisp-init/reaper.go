@@ -10,15 +10,21 @@ import (
 // runReaper is PID 1 of the PID namespace that the containers of a `pid: POD` pod share. It reaps
 // and does nothing else. The containers can see it and, as root with CAP_KILL, signal it: the kernel
 // drops signals for a PID 1 that has no handler for them, SIGKILL from inside included
-// (pid_namespaces(7)). They can look at /proc/1: it is not dumpable, has no descriptor but the null device
-// and its root is an empty read-only directory (CVE-2019-14891 class, SEC-06).
+// (pid_namespaces(7)); the others get a handler here that does nothing, for those of Go's runtime would end us. They can look at
+// /proc/1: it is not dumpable, has no descriptor but the null device and its root is an empty read-only directory
+// (CVE-2019-14891 class, SEC-06). A container with CAP_SYS_PTRACE can trace it all the same, and finds a process
+// without a capability.
 func runReaper() {
 	// fd 3 tells the pod init that we are ready, by being closed.
 	if err := emptyRoot(); err != nil {
 		fatal("empty root", err)
 	}
+	signal.Notify(make(chan os.Signal, 1)) // all of them; nobody reads it
 	chld := make(chan os.Signal, 1)
 	signal.Notify(chld, unix.SIGCHLD)
+	if err := dropCapabilities(); err != nil {
+		fatal("drop capabilities", err)
+	}
 	_ = unix.Close(controlFD) // EOF is the message
 	for {
 		for {
@@ -41,6 +47,7 @@ func emptyRoot() error {
 	if err != nil {
 		return err
 	}
+	defer unix.Close(fd)
 	if err := attachAt(fd, newRoot); err != nil {
 		return err
 	}

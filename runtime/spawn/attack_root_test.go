@@ -2,7 +2,10 @@ package spawn
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -97,4 +100,52 @@ func TestSealedImageKeepsItsMode(t *testing.T) {
 		w.Close()
 	}
 	h.pod(nil) // still starts
+}
+
+// children are the pids of a process's children, oldest first.
+func children(t *testing.T, pid int) (pids []string) {
+	t.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range lists {
+		b, _ := os.ReadFile(l) // a thread that is gone has none
+		pids = append(pids, strings.Fields(string(b))...)
+	}
+	slices.SortFunc(pids, func(a, b string) int {
+		x, _ := strconv.Atoi(a)
+		y, _ := strconv.Atoi(b)
+		return x - y
+	})
+	return pids
+}
+
+// SEC-06: what the containers of a pod can do to the PID 1 they share.
+func TestReaperSurvivesItsContainers(t *testing.T) {
+	p := newHost(t).pod(func(a *PodArgs) { a.SharedPID = true })
+	spec := exampleSpec("/bin/payload", "sleep", "1000")
+	id, _ := p.start(spec, func(a *ContainerArgs) { a.PID = PIDPod })
+	for sig := 1; sig <= 64; sig++ {
+		if sig == 32 || sig == 33 { // of the C library
+			continue
+		}
+		if out := p.exec(id, spec, "kill", "1", number(sig)); out != "" {
+			t.Fatalf("kill with %d: %q", sig, out)
+		}
+	}
+	out := p.exec(id, spec, "cat", "/proc/1/comm", "/proc/1/status")
+	if !strings.HasPrefix(out, "crisp-init") || !strings.Contains(out, "CapPrm:\t0000000000000000") ||
+		!strings.Contains(out, "CapEff:\t0000000000000000") || !strings.Contains(out, "NoNewPrivs:\t1") {
+		t.Errorf("PID 1 is\n%s\nwant a reaper without capabilities", out)
+	}
+	fds, err := filepath.Glob("/proc/" + strings.TrimSpace(children(t, p.PID())[0]) + "/fd/*")
+	if err != nil || len(fds) != 3 {
+		t.Errorf("PID 1 has descriptors %v, error %v, want stdio only", fds, err)
+	}
+	for _, path := range []string{"/proc/1/root/", "/proc/1/cwd/"} {
+		if out := p.exec(id, spec, "ls", path); !strings.Contains(out, "permission denied") {
+			t.Errorf("ls %s: got %q, want permission denied", path, out)
+		}
+	}
 }
