@@ -1,6 +1,8 @@
 package cri
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -115,7 +117,7 @@ func TestNothingIsLostWhenAContainerExits(t *testing.T) {
 
 func TestRotationLosesAndRepeatsNothing(t *testing.T) {
 	w := need(t)
-	c := w.pod(t).run([]string{"spam", "400000", "60", ",", "echo", "end", ",", "sleep"})
+	c := w.pod(t).run([]string{"spam", "400000", "60", ",", "echo", "end", ",", "touch", "/done", ",", "sleep"})
 	file := c.logFile()
 	var files []string
 	for i := range 5 { // the kubelet renames, then asks
@@ -137,7 +139,11 @@ func TestRotationLosesAndRepeatsNothing(t *testing.T) {
 			}
 		}()
 	}
-	c.says("end")
+	c.exec("wait", "/done")
+	eventually(t, "the last line is logged", func() bool { // not by says: it would read 40 MB each time
+		lines := readTail(t, file)
+		return strings.HasSuffix(lines, " end\n")
+	})
 	files = append(files, file)
 	var next int
 	for _, f := range files {
@@ -154,6 +160,22 @@ func TestRotationLosesAndRepeatsNothing(t *testing.T) {
 	if next != 400000 {
 		t.Errorf("got %d lines, want 400000", next)
 	}
+}
+
+// readTail is the last 100 bytes of a file.
+func readTail(t *testing.T, path string) string {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	buf := make([]byte, 100)
+	n, err := f.ReadAt(buf, max(0, fileSize(t, path)-100))
+	if err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	return string(buf[:n])
 }
 
 func fileSize(t *testing.T, path string) int64 {

@@ -135,8 +135,8 @@ func TestUsersAndGroups(t *testing.T) {
 		{"root by default", "", nil, 0, 0, "0 50001"},
 		{"image, uid", "1002", nil, 1002, 1003, "1003 50000 50001"},
 		{"image, name", "app", nil, 1002, 1003, "1003 50000 50001"},
-		{"image, uid and gid", "1002:50000", nil, 1002, 50000, "50000"},
-		{"image, name and group", "app:extra", nil, 1002, 50000, "50000"},
+		{"image, uid and gid", "1002:50000", nil, 1002, 50000, "50000 50001"},
+		{"image, name and group", "app:extra", nil, 1002, 50000, "50000 50001"},
 		{"image, uid that passwd lacks", "4000", nil, 4000, 0, "0"},
 		{"run as user", "", func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsUser = uid(1002) }, 1002, 1003, "1003 50000 50001"},
 		{"run as username", "", func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsUsername = "app" }, 1002, 1003, "1003 50000 50001"},
@@ -212,7 +212,7 @@ func withGID(list string, gid int64) string {
 
 func TestImageStatusTellsTheKubeletTheUser(t *testing.T) {
 	w := need(t)
-	for user, want := range map[string]string{"": "uid 0", "1002": "uid 1002", "1003:1004": "uid 1003", "www-data": "name www-data", "www-data:33": "name www-data"} {
+	for user, want := range map[string]string{"": "name ", "1002": "uid 1002", "1003:1004": "uid 1003", "www-data": "name www-data", "www-data:33": "name www-data"} {
 		id, _ := w.forge(t, fmt.Sprintf("kubelet-user-x%x", user), images.Image{Layers: w.layers(t), Config: v1.Config{User: user}})
 		r, err := w.im.ImageStatus(t.Context(), &runtimeapi.ImageSpec{Image: id}, false)
 		if err != nil {

@@ -74,14 +74,14 @@ func TestParseMount(t *testing.T) {
 
 func TestLastingDropsWhatChangesByItself(t *testing.T) {
 	var v any
-	if err := json.Unmarshal([]byte(`{"rule":{"handle":4,"chain":"c","expr":[{"counter":{"packets":7,"bytes":8}},{"elem":{"expires":3,"val":"x"}}]}}`), &v); err != nil {
+	if err := json.Unmarshal([]byte(`{"rule":{"handle":4,"chain":"c","expr":[{"counter":{"packets":7,"bytes":8}},{"elem":{"expires":3,"val":"x"}}]},"set":{"flags":["timeout"],"elem":["x"]}}`), &v); err != nil {
 		t.Fatal(err)
 	}
 	got, err := json.Marshal(lasting(v))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := `{"rule":{"chain":"c","expr":[{"counter":{}},{"elem":{"val":"x"}}]}}`; string(got) != want {
+	if want := `{"rule":{"chain":"c","expr":[{"counter":{}},{"elem":{"val":"x"}}]},"set":{"flags":["timeout"]}}`; string(got) != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

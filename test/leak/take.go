@@ -348,10 +348,14 @@ func parseRuleset(out []byte) ([]map[string]any, error) {
 	return set.Nftables, nil
 }
 
-// lasting is v without what changes by itself: handles, counters, time left.
+// lasting is v without what changes by itself: handles, counters, time left, and
+// elements of sets from which they vanish in time.
 func lasting(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
+		if flags, is := v["flags"].([]any); is && slices.Contains(flags, any("timeout")) {
+			delete(v, "elem")
+		}
 		for _, key := range []string{"handle", "packets", "bytes", "expires", "index"} {
 			delete(v, key)
 		}
