@@ -73,6 +73,12 @@ func (u *user) id(args ...string) string {
 	return out
 }
 
+// exec runs payload in a container. crictl prints an empty line after each stream.
+func (u *user) exec(container string, args ...string) string {
+	u.t.Helper()
+	return strings.TrimSpace(u.run(append([]string{"exec", "-s", container, "/payload"}, args...)...))
+}
+
 // says wants each pattern in what crictl prints.
 func (u *user) says(patterns []string, args ...string) {
 	u.t.Helper()
@@ -284,14 +290,14 @@ func (u *user) podAndContainer() {
 	if got := strings.TrimSpace(u.run("start", one)); got != one {
 		u.t.Errorf("start: got %q", got)
 	}
-	u.says([]string{one[:13] + ` .* Running +one +0 +` + pod[:13] + ` +pod-a`}, "ps")
+	u.says([]string{one[:13] + ` .* Running +one +0 +` + pod[:13]}, "ps")
 	for path, want := range map[string]string{"status.id": one, "status.state": "CONTAINER_RUNNING", "status.metadata.name": "one", "status.labels.c": "one",
 		"status.resources.linux.memoryLimitInBytes": "67108864", "status.resources.linux.cpuShares": "512", "status.image.image": ref} {
 		if got := u.value(path, "inspect", one); got != want {
 			u.t.Errorf("inspect: %s is %q, want %q", path, got, want)
 		}
 	}
-	if got := u.run("exec", "-s", one, "/payload", "hostname"); got != "pod-a\n" {
+	if got := u.exec(one, "hostname"); got != "pod-a" {
 		u.t.Errorf("exec -s: got %q", got)
 	}
 	if _, _, err := u.try("exec", "-s", one, "/payload", "exit", "7"); err == nil {
@@ -356,7 +362,7 @@ func (u *user) restart() {
 			u.t.Fatal(err)
 		}
 		u.says([]string{c[:13] + ` .* Running +stays`}, "ps")
-		if got := u.run("exec", "-s", c, "/payload", "echo", "hi"); got != "hi\n" {
+		if got := u.exec(c, "echo", "hi"); got != "hi" {
 			u.t.Errorf("exec -s: got %q", got)
 		}
 	}
