@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Usage: hack/critest.sh [ARGUMENTS OF test/critest]
 # Builds critest from hack/cri-tools and runs it whole against a crispd of its own, with images of our own; then looks
-# for leaks. Needs root, bin/crispd and bin/crisp-init. -focus REGEXP runs some specs only, -v shows critest's output.
+# for leaks. Needs root, bin/crispd and bin/crisp-init. -focus REGEXP runs some specs only, -v shows critest's output,
+# -benchmark runs critest's own benchmarks instead and keeps their JSON in out/critest-benchmark.
 # A failure, or a skip that test/critest/expected-skips.txt does not list, fails the run. Logs and report are in out/.
 
 set -euo pipefail

@@ -3,7 +3,7 @@
 // each failure, a closing line of counts. Nothing is fetched: the images are the
 // project's own (package images), served on loopback.
 //
-//	critest [-critest FILE] [-crispd FILE] [-expect FILE] [-out DIR] [-focus REGEXP] [-v] [-- ARGUMENTS OF critest]
+//	critest [-critest FILE] [-crispd FILE] [-expect FILE] [-out DIR] [-focus REGEXP | -benchmark] [-v] [-- ARGUMENTS OF critest]
 //
 // A spec that fails, or that skips itself and is not listed in the file of
 // expected skips, is a failure of the run. So is what crispd leaves behind.
@@ -49,7 +49,7 @@ const longest = 15 * time.Minute
 
 type options struct {
 	critest, crispd, expect, out, focus string
-	verbose                             bool
+	benchmark, verbose                  bool
 	args                                []string // for critest
 
 	fenced string // set in the process that is in the run's namespaces: its directory for temporary files
@@ -62,6 +62,7 @@ func main() {
 	flag.StringVar(&o.expect, "expect", "test/critest/expected-skips.txt", "file of the skips to expect")
 	flag.StringVar(&o.out, "out", "out", "directory for critest.log, critest.json and crispd.log")
 	flag.StringVar(&o.focus, "focus", "", "run only the specs whose name matches this regular expression")
+	flag.BoolVar(&o.benchmark, "benchmark", false, "run critest's own benchmarks instead, print a table and keep their JSON in DIR/critest-benchmark")
 	flag.BoolVar(&o.verbose, "v", false, "show critest's output as it runs")
 	flag.StringVar(&o.fenced, "fenced", "", "not for users")
 	flag.Parse()
@@ -187,9 +188,22 @@ func inside(o options) (good bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	var results string
+	if o.benchmark {
+		args, dir, err := benchmarkArgs(o)
+		if err != nil {
+			return false, err
+		}
+		o.args, results = append(args, o.args...), dir
+	}
 	report, err := runCritest(ctx, o, critest, n)
 	if err != nil {
 		return false, err
+	}
+	if o.benchmark {
+		if err := printResults(os.Stdout, results); err != nil {
+			return false, err
+		}
 	}
 	verdict := judge(report, expected, o.focus == "" && len(o.args) == 0)
 	verdict.print(os.Stdout)
