@@ -149,3 +149,29 @@ func TestReaperSurvivesItsContainers(t *testing.T) {
 		}
 	}
 }
+
+// What a container runs must not possess the keys of whoever started the daemon.
+func TestSessionKeyringOfTheDaemonIsNotInherited(t *testing.T) {
+	h := newHost(t)
+	var ring int
+	var err error
+	h.thread.do(func() { // pod inits are cloned from here
+		if ring, err = unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err == nil {
+			const possessorAll = 0x3f000000
+			err = unix.KeyctlSetperm(ring, possessorAll)
+		}
+	})
+	if errors.Is(err, unix.ENOSYS) {
+		t.Skip("this kernel has no keyrings")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := h.pod(nil)
+	spec := exampleSpec("/bin/payload", "sleep", "1000")
+	id, _ := p.start(spec, nil)
+	describe := []string{"syscall", number(unix.SYS_KEYCTL), number(unix.KEYCTL_DESCRIBE), number(ring), "0", "0"}
+	if out := p.exec(id, spec, describe...); out == "ok\n" {
+		t.Error("an exec'd process possesses the daemon's session keyring")
+	}
+}

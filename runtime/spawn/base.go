@@ -206,6 +206,18 @@ func enterBase(scratch string) error {
 	return os.NewSyscallError("chdir", unix.Chdir("/"))
 }
 
+// newSessionKeyring gives the calling thread, and so the pod it clones next, an empty session keyring. A container makes one
+// more of its own; exec'd processes have the pod's. Without this they would possess the daemon's keys, session-keyring(7).
+//
+// Runs on: the base thread; each pod's replaces that of the one before.
+func newSessionKeyring() error {
+	_, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0) // 0: without a name nobody else can join it
+	if err == unix.ENOSYS || err == unix.EPERM || err == unix.EACCES {     // no keyrings here, and so no keys
+		return nil
+	}
+	return os.NewSyscallError("keyctl join session keyring", err)
+}
+
 func attach(fd, dir int, path string) error {
 	target, err := unix.Openat(dir, path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -237,7 +249,11 @@ func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*
 		attr.Sys.Credential = &syscall.Credential{Uid: 0, Gid: 0}
 	}
 	path := filepath.Join("/proc/self/fd", fmt.Sprint(image.Fd()))
-	t.do(func() { pid, err = syscall.ForkExec(path, []string{title, "pod"}, attr) })
+	t.do(func() {
+		if err = newSessionKeyring(); err == nil {
+			pid, err = syscall.ForkExec(path, []string{title, "pod"}, attr)
+		}
+	})
 	if err != nil {
 		return 0, -1, &sys.Error{Op: "clone pod init", Err: err}
 	}
