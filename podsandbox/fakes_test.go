@@ -398,6 +398,14 @@ func (i *fakeInit) dieLocked() {
 	}
 }
 
+func (i *fakeInit) Ready(ctx context.Context) error {
+	if err := i.begin(ctx, "init.Ready"); err != nil {
+		return err
+	}
+	i.world.mu.Unlock()
+	return nil
+}
+
 func (i *fakeInit) Handle() spawn.Handle {
 	return spawn.Handle{PID: i.pid, StartTime: uint64(i.pid), BootID: "boot-1", RunDir: i.args.RunDir}
 }

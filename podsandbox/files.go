@@ -55,6 +55,22 @@ func writeFiles(dir, host string, c *PodConfig, ips []netip.Addr) error {
 	return nil
 }
 
+// replaceHosts writes the hosts file of a pod with its own network again, for its addresses.
+func replaceHosts(dir string, c *PodConfig, ips []netip.Addr) error {
+	hostname := c.Hostname
+	if hostname == "" {
+		var err error
+		if hostname, err = os.Hostname(); err != nil {
+			return err
+		}
+	}
+	path := filepath.Join(dir, hostsName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return createFile(path, hostsFile(hostname, ips), 0o644)
+}
+
 // resolvConf is resolv.conf(5), nil when c says nothing.
 func resolvConf(c DNSConfig) []byte {
 	if len(c.Servers)+len(c.Searches)+len(c.Options) == 0 {

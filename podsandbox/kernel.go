@@ -16,7 +16,8 @@ import (
 
 // Spawner starts and finds pods' inits. FromSpawn makes one of a spawn.Spawner.
 type Spawner interface {
-	// StartPod calls onExit once per container exit, in order, from one goroutine.
+	// StartPod returns when the pod's namespaces are there; PodInit.Ready waits for the rest. It calls onExit once per container
+	// exit, in order, from one goroutine.
 	StartPod(ctx context.Context, a spawn.PodArgs, onExit func(spawn.Exit)) (PodInit, error)
 	// Attach replays all exits since the pod's start. spawn.ErrGone when the init is dead.
 	Attach(ctx context.Context, h spawn.Handle, onExit func(spawn.Exit)) (PodInit, error)
@@ -26,6 +27,8 @@ type Spawner interface {
 
 // PodInit is a living pod's init. *spawn.Pod is one, but for Exec's type.
 type PodInit interface {
+	// Ready waits until the init has set up its namespaces; an error is why it cannot.
+	Ready(ctx context.Context) error
 	Handle() spawn.Handle
 	Done() <-chan struct{}
 	NetNS() (*os.File, error)

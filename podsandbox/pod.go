@@ -1,10 +1,12 @@
 package podsandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -227,7 +229,7 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 		add(step{name: "plan network", do: func(ctx context.Context) error {
 			r, err := m.cfg.Network.Plan(ctx, m.networkPod(p))
 			if err == nil {
-				r.Provider = m.cfg.Network.Name()
+				r.Provider = cmp.Or(r.Provider, m.cfg.Network.Name())
 				p.rec.Network = &r
 			}
 			return err
@@ -261,6 +263,14 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 			undo: func(ctx context.Context) error { return m.teardownNetwork(ctx, p) },
 		})
 	}
+	// The init has set up its namespaces while the network was made.
+	add(step{name: "init ready", stays: true, do: func(ctx context.Context) error {
+		i, err := p.living()
+		if err != nil {
+			return err
+		}
+		return i.Ready(ctx)
+	}})
 	// The commit point: nothing below is ever undone because of this operation.
 	add(step{name: "commit", stays: true, do: func(ctx context.Context) error { return m.commitPod(ctx, op, p) }})
 	return steps
@@ -361,7 +371,11 @@ func (m *Manager) setupNetwork(ctx context.Context, p *pod) error {
 	}
 	r.Provider = p.rec.Network.Provider
 	p.draft.Network = &r
-	return nil
+	if slices.Equal(r.IPs, p.rec.Network.IPs) {
+		return nil
+	}
+	// The addresses were not known before (CNI); no container has the file mounted yet.
+	return replaceHosts(m.store.runDir(p.id), p.rec.Config, r.IPs)
 }
 
 // teardownNetwork is idempotent also where a network is not: once it is done it is never done again, since
@@ -398,6 +412,7 @@ func (m *Manager) networkPod(p *pod) network.Pod {
 	return network.Pod{
 		ID: p.id, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
 		Ports: c.Ports, Annotations: c.Annotations, Labels: c.Labels,
+		DNS: network.DNS(c.DNS), CgroupPath: p.rec.CgroupPath,
 		NetNSPath: m.cfg.NetNS.Path(p.rec.NetNSName),
 	}
 }

@@ -23,6 +23,10 @@ type Pod struct {
 
 	owned sync.WaitGroup // goroutines of ours: reader, deliverer
 
+	ready    chan struct{} // closed when the init has set itself up, or failed to
+	settled  sync.Once
+	readyErr error // valid when ready is closed
+
 	// mu guards what follows. It is held for no system call.
 	mu      sync.Mutex
 	conn    *initproto.Conn // nil when broken
@@ -37,7 +41,7 @@ type Pod struct {
 
 func newPod(h Handle, proc *process, conn *initproto.Conn, null *os.File, onExit func(Exit)) *Pod {
 	p := &Pod{
-		handle: h, proc: proc, null: null, onExit: onExit, conn: conn,
+		handle: h, proc: proc, null: null, onExit: onExit, conn: conn, ready: make(chan struct{}),
 		waiting: map[uint32]chan initproto.Message{}, execs: map[string]chan initproto.Exited{},
 	}
 	p.delivered = sync.NewCond(&p.mu)
@@ -45,6 +49,25 @@ func newPod(h Handle, proc *process, conn *initproto.Conn, null *os.File, onExit
 	go p.read(conn)
 	go p.deliver()
 	return p
+}
+
+// Ready waits until the init has set up the pod's namespaces (hostname, sysctls, /dev/shm, the reaper). An error is the step that
+// failed, or ErrGone with what the init last said; then the pod is of no use and wants Shutdown.
+func (p *Pod) Ready(ctx context.Context) error {
+	select {
+	case <-p.ready:
+		return p.readyErr
+	case <-ctx.Done():
+		return fmt.Errorf("pod init %d does not get ready: %w", p.handle.PID, context.Cause(ctx))
+	}
+}
+
+// settle ends the waiting for the init, once.
+func (p *Pod) settle(err error) {
+	p.settled.Do(func() {
+		p.readyErr = err
+		close(p.ready)
+	})
 }
 
 // Handle finds the pod init again after a restart.
@@ -106,6 +129,16 @@ func (p *Pod) read(conn *initproto.Conn) {
 			conn = p.reconnect(conn)
 			continue
 		}
+		if m.Req == 0 && m.Type == initproto.TypeReady {
+			m.Close() // comes with none
+			p.settle(nil)
+			continue
+		}
+		if m.Req == 0 && m.Type == initproto.TypeFailed {
+			m.Close() // comes with none
+			p.settle(fmt.Errorf("set up pod init: %w", asError(m.Body)))
+			continue
+		}
 		if m.Type == initproto.TypeExited {
 			m.Close() // comes with none
 			if x, err := initproto.DecodeExited(m.Body); err == nil {
@@ -130,6 +163,7 @@ const reconnectTime = 10 * time.Second
 
 func (p *Pod) reconnect(old *initproto.Conn) *initproto.Conn {
 	old.Close()
+	p.settle(errors.Join(ErrGone, lastWords(p.handle.RunDir)))
 	p.mu.Lock()
 	p.conn = nil
 	for req, ch := range p.waiting { // their replies are lost
@@ -267,6 +301,9 @@ func (e *explained) Unwrap() error { return e.err }
 // call sends a request and waits for its reply. A ctx that ends stops the waiting, not
 // what was asked for.
 func (p *Pod) call(ctx context.Context, m initproto.Message) (initproto.Message, error) {
+	if err := p.Ready(ctx); err != nil {
+		return initproto.Message{}, err
+	}
 	ch := make(chan initproto.Message, 1)
 	p.mu.Lock()
 	conn := p.conn

@@ -103,6 +103,9 @@ func (h *host) pod(change func(*PodArgs)) *testPod {
 	if p.Pod, err = h.StartPod(h.ctx(), a, func(x Exit) { p.exits <- x }); err != nil {
 		h.t.Fatalf("StartPod: %v", err)
 	}
+	if err := p.Ready(h.ctx()); err != nil {
+		h.t.Errorf("Ready: %v", err)
+	}
 	h.t.Cleanup(func() {
 		infos, err := p.List(context.Background())
 		if err == nil {
@@ -378,6 +381,9 @@ func BenchmarkPod(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+		if err := p.Ready(context.Background()); err != nil {
+			b.Fatal(err)
+		}
 		b.StopTimer()
 		p.Shutdown(context.Background())
 		p.Close()
@@ -636,5 +642,28 @@ func TestTheProcessStaysInItsMountNamespace(t *testing.T) {
 	}
 	if after, err := os.Readlink("/proc/self/ns/mnt"); err != nil || after != before {
 		t.Errorf("mount namespace of the process: got %s, %v, want %s", after, err, before)
+	}
+}
+
+func TestSetUpErrorsNameTheStep(t *testing.T) {
+	h := newHost(t)
+	id := newID()
+	a := PodArgs{ID: id, Title: "test/bad", RunDir: filepath.Join(h.dir, "run", id), Sysctls: map[string]string{"net.ipv4.no_such_thing": "1"}}
+	if err := os.MkdirAll(a.RunDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p, err := h.StartPod(h.ctx(), a, func(Exit) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Ready(h.ctx()); !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "sysctl net.ipv4.no_such_thing=1") {
+		t.Errorf("got %v, want ENOENT of the sysctl", err)
+	}
+	if _, err := p.List(h.ctx()); err == nil {
+		t.Error("a pod init that failed to set up answered")
+	}
+	if err := p.Shutdown(h.ctx()); err != nil {
+		t.Error(err)
 	}
 }

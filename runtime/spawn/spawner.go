@@ -62,8 +62,9 @@ func (s *Spawner) Close() error {
 	return errors.Join(s.image.Close(), s.null.Close())
 }
 
-// StartPod starts a pod's init in its new namespaces and returns when it has set itself up.
-// onExit is called once per container exit, in order, from one goroutine.
+// StartPod starts a pod's init and returns as soon as its namespaces are there; Pod.Ready says when it has set itself up, and
+// everything else waits for that. So its network can be made meanwhile. onExit is called once per container exit, in
+// order, from one goroutine.
 //
 // Needs: CAP_SYS_ADMIN. On error nothing of the pod is left but files in RunDir.
 func (s *Spawner) StartPod(ctx context.Context, a PodArgs, onExit func(Exit)) (*Pod, error) {
@@ -155,31 +156,11 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 	for _, f := range a.CgroupProcs {
 		fds = append(fds, int(f.Fd()))
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	fail := func(err error) (*Pod, error) {
+	if err := conn.Send(initproto.Message{Type: initproto.TypeSetup, Body: setup.Encode(), FDs: fds}); err != nil {
 		conn.Close()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return nil, fmt.Errorf("set up pod init: %w", err)
 	}
-	if err := conn.Send(initproto.Message{Type: initproto.TypeSetup, Body: setup.Encode(), FDs: fds}); err != nil {
-		return fail(err)
-	}
-	m, err := conn.Recv()
-	if err != nil {
-		return fail(fmt.Errorf("expected Ready, got %w", err))
-	}
-	m.Close()
-	if m.Type == initproto.TypeFailed {
-		return fail(asError(m.Body))
-	}
-	if m.Type != initproto.TypeReady {
-		return fail(fmt.Errorf("expected Ready, got message type %d", m.Type))
-	}
-	h := Handle{PID: proc.pid, StartTime: start, BootID: boot, RunDir: a.RunDir}
-	h.Userns = a.Userns != nil
+	h := Handle{PID: proc.pid, StartTime: start, BootID: boot, RunDir: a.RunDir, Userns: a.Userns != nil}
 	return newPod(h, proc, conn, s.null, onExit), nil
 }
 
@@ -276,6 +257,7 @@ func (s *Spawner) Attach(ctx context.Context, h Handle, onExit func(Exit)) (*Pod
 		return nil, fmt.Errorf("attach to pod init %d: %w", h.PID, err)
 	}
 	p := newPod(h, proc, conn, s.null, onExit)
+	p.settle(nil) // greet has heard it
 	if err := p.replay(); err != nil {
 		p.Close()
 		return nil, err
