@@ -21,10 +21,13 @@ const selfFD = 200
 // sendTimeout is how long a daemon may leave its socket full before we drop it.
 const sendTimeout = 10 * time.Second
 
+// acceptPause is how long a connection waits for descriptors or memory before we look again.
+const acceptPause = 100 * time.Millisecond
+
 // pod is the pod init's whole state.
 type pod struct {
 	self     string // path of our own binary: /proc/self/fd/200
-	journal  int    // append-only file of exits
+	journal  journal
 	listener int
 
 	children children
@@ -55,7 +58,7 @@ func runPod() {
 	if err != nil || len(m.FDs) != 2+setup.Procs {
 		fatal("read set-up", initproto.ErrMalformed)
 	}
-	p := &pod{listener: m.FDs[0], journal: m.FDs[1], containers: map[string]*container{}}
+	p := &pod{listener: m.FDs[0], journal: journal{fd: m.FDs[1]}, containers: map[string]*container{}}
 	p.children.init()
 	if s := p.setUp(setup, m.FDs); s != nil {
 		_ = conn.Send(s.message()) // if the daemon is gone nobody waits
@@ -69,6 +72,7 @@ func runPod() {
 		}
 	}
 	runtime.UnlockOSThread() // from here on only children.bornIn moves a thread
+	p.talkTo(conn)
 	go p.serve(conn)
 	p.accept()
 }
@@ -165,22 +169,29 @@ func setSysctl(key, value string) error {
 func (p *pod) accept() {
 	for {
 		fd, _, err := unix.Accept4(p.listener, unix.SOCK_CLOEXEC)
-		if err == unix.EINTR || err == unix.ECONNABORTED {
+		switch err {
+		case nil:
+		case unix.EINTR, unix.ECONNABORTED:
 			continue
-		}
-		if err != nil {
+		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+			// A limit, ours, the pod's or the host's: the connection waits in the backlog, and there is no event for
+			// its end. It is not worth the pod's life.
+			time.Sleep(acceptPause)
+			continue
+		default:
 			fatal("accept", err) // the listener is our life line: without it no daemon could ever find us
 		}
 		conn, err := initproto.NewConn(fd)
 		if err != nil {
 			continue
 		}
+		p.talkTo(conn) // here, so that the newest connection stays
 		go p.serve(conn)
 	}
 }
 
-// serve talks to one daemon until it goes away or another takes its place.
-func (p *pod) serve(conn *initproto.Conn) {
+// talkTo makes conn the daemon we talk to.
+func (p *pod) talkTo(conn *initproto.Conn) {
 	conn.SendTimeout = sendTimeout
 	p.mu.Lock()
 	former := p.daemon
@@ -189,6 +200,10 @@ func (p *pod) serve(conn *initproto.Conn) {
 	if former != nil {
 		_ = former.Close() // it is replaced; what it has not read is in the journal
 	}
+}
+
+// serve talks to one daemon until it goes away or another takes its place.
+func (p *pod) serve(conn *initproto.Conn) {
 	ready := initproto.Started{PID: os.Getpid(), At: initproto.Version}
 	if conn.Send(initproto.Message{Type: initproto.TypeReady, Body: ready.Encode()}) == nil {
 		for {

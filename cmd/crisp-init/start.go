@@ -75,17 +75,18 @@ func (p *pod) start(id string) initproto.Message {
 
 	reply := p.launch(c)
 
+	failed := reply.Type == initproto.TypeFailed
 	p.mu.Lock()
-	c.msg.Close()
+	msg := c.msg
 	c.msg, c.plan = initproto.Message{}, nil
-	if reply.Type == initproto.TypeFailed {
+	if failed { // else launch has said that it runs, and watch may have said since that it does not any more
 		c.state = initproto.StateExited
-		p.mu.Unlock()
-		c.closeIO()
-		return reply
 	}
-	c.state = initproto.StateRunning
 	p.mu.Unlock()
+	msg.Close() // the last of a mount may go here, and its disk may hang: not under the lock
+	if failed {
+		c.closeIO()
+	}
 	return reply
 }
 
@@ -181,11 +182,11 @@ func (p *pod) launch(c *container) initproto.Message {
 		closeAll(s.ours[:])
 		return reply
 	}
-	c.adopt(l, &s)
 	p.mu.Lock()
-	c.child, c.startedAt = l.child, l.at
+	c.adopt(l, &s)
+	c.child, c.startedAt, c.state = l.child, l.at, initproto.StateRunning
 	p.mu.Unlock()
-	go p.watch(c)
+	go p.watch(c) // the only one that says it has exited
 	return reply
 }
 
@@ -269,7 +270,7 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 // failStep reports an error of ours that may be a *sys.Error.
 func failStep(what string, err error) initproto.Message { return failed(what, err).message() }
 
-// adopt takes over our ends of a started container's streams and begins to log.
+// adopt takes over our ends of a started container's streams and begins to log. Caller holds pod.mu.
 func (c *container) adopt(l *launched, s *stdio) {
 	if l.console >= 0 {
 		closeAll(s.ours[:])
@@ -286,24 +287,47 @@ func (c *container) adopt(l *launched, s *stdio) {
 }
 
 // watch waits for the end of a running container: journal first, then what is left of the output,
-// then the event.
+// then the event, then the attached clients (who wait for the log's disk, should that hang).
 func (p *pod) watch(c *container) {
 	<-c.child.done
 	x := initproto.Exited{ContainerID: c.id, Status: uint32(c.child.status), At: c.child.at.UnixNano()}
-	for {
-		_, err := unix.Write(p.journal, initproto.JournalLine(&x))
-		if err != unix.EINTR {
-			break // a full run root: the listing still has it
-		}
-	}
+	p.journal.record(&x)
 	c.drain()
 	p.mu.Lock()
 	c.state = initproto.StateExited
 	taps := c.taps
 	c.taps = nil
 	p.mu.Unlock()
-	c.detach(taps)
 	p.exited(&x)
+	c.detach(taps)
+}
+
+// journal is the append-only file of exits.
+type journal struct {
+	fd int
+
+	mu   sync.Mutex // held for writes, which do not wait: the run root is a tmpfs
+	torn bool       // the file ends within a line
+}
+
+// record writes the exit of a container. A full run root may take a part of the line, or nothing: the listing still has it.
+func (j *journal) record(x *initproto.Exited) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	line := initproto.JournalLine(x)
+	if j.torn {
+		line = append([]byte{'\n'}, line...) // ends the torn one, which readers leave out
+	}
+	for {
+		n, err := unix.Write(j.fd, line)
+		if err == unix.EINTR {
+			continue
+		}
+		if n > 0 {
+			j.torn = n < len(line)
+		}
+		return
+	}
 }
 
 // signal sends a signal to a container's first process.

@@ -1,6 +1,7 @@
 package spawn
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -173,5 +175,60 @@ func TestSessionKeyringOfTheDaemonIsNotInherited(t *testing.T) {
 	describe := []string{"syscall", number(unix.SYS_KEYCTL), number(unix.KEYCTL_DESCRIBE), number(ring), "0", "0"}
 	if out := p.exec(id, spec, describe...); out == "ok\n" {
 		t.Error("an exec'd process possesses the daemon's session keyring")
+	}
+}
+
+// A pod's init that is out of descriptors must not die when a daemon connects.
+func TestPodInitOutOfDescriptors(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(nil)
+	if _, err := p.List(h.ctx()); err != nil { // it is set up
+		t.Fatal(err)
+	}
+	var before unix.Rlimit
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, nil, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	limited, cancel := context.WithTimeout(h.ctx(), 300*time.Millisecond)
+	defer cancel()
+	for range 2 { // one accept(2) was waiting, with a descriptor reserved
+		if conn, err := greet(limited, p.Handle().RunDir); err == nil {
+			defer conn.Close()
+		}
+	}
+	select {
+	case <-p.Done():
+		t.Fatal("the pod's init died")
+	default:
+	}
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &before, nil); err != nil {
+		t.Fatal(err)
+	}
+	q, err := h.Attach(h.ctx(), p.Handle(), func(Exit) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	p.Pod = q
+	if _, err := q.List(h.ctx()); err != nil {
+		t.Errorf("List: %v", err)
+	}
+}
+
+// A container that ends at once is exited, whoever is faster: the one who reports the start or the one who waits for the end.
+func TestShortLivedContainersAreSeenToExit(t *testing.T) {
+	p := newHost(t).pod(nil)
+	for range 20 {
+		id, _ := p.create(exampleSpec("/bin/payload", "true"), nil)
+		if _, _, err := p.Start(p.h.ctx(), id); err != nil {
+			t.Fatal(err)
+		}
+		<-p.exits
+		if err := p.Remove(p.h.ctx(), id); err != nil {
+			t.Fatalf("Remove after the exit: %v", err)
+		}
 	}
 }
