@@ -18,6 +18,7 @@ wanted=(
 	"ps      procps    leak check"
 	"jq      jq        leak check, crictl test"
 	"lsns    util-linux leak check"
+	"/usr/lib/cni/bridge containernetworking-plugins tests of CNI with real plugins"
 )
 
 command -v go >/dev/null || die "go not found: install Go $(awk '/^go /{print $2}' go.mod) or newer from go.dev (Debian 12's is too old)"

@@ -1,7 +1,8 @@
 // Package network gives a pod its network and takes it away again.
 //
 // [Network] has two implementations: package bridge (embedded: netlink and
-// nftables in-process) and, later, CNI. A pod keeps the network it was born
+// nftables in-process) and package cni (plugins of others); package auto chooses
+// between them for each new pod. A pod keeps the network it was born
 // with: [Result.Provider] names it and is stored in the pod's record.
 //
 // The package does not own addresses: the pod's record does. An
@@ -11,6 +12,7 @@ package network
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
@@ -54,6 +56,8 @@ type Pod struct {
 	Ports       []PortMapping
 	Annotations map[string]string // bandwidth annotations; read-only
 	Labels      map[string]string
+	DNS         DNS    // as the pod asked for it; for those networks that serve names
+	CgroupPath  string // the pod's cgroup, as the cgroup driver writes it
 	// NetNS is the pod's network namespace, nil in a teardown after the
 	// namespace is gone. The caller owns it.
 	NetNS *os.File
@@ -71,6 +75,23 @@ type Result struct {
 	Subnets  []netip.Prefix `json:"subnets,omitempty"`
 	HostLink string         `json:"hostLink,omitempty"`
 	Ports    []PortMapping  `json:"ports,omitempty"`
+	// CNI is of pods on a CNI network only.
+	CNI *CNIAttachment `json:"cni,omitempty"`
+}
+
+// DNS is what a pod's resolver is told.
+type DNS struct {
+	Servers, Searches, Options []string
+}
+
+// CNIAttachment is all that is needed to take a pod off a CNI network, also when
+// the network's configuration is changed or gone by then.
+type CNIAttachment struct {
+	Network   string          `json:"network"`         // the name of the configuration list
+	File      string          `json:"file"`            // where the list was read, for people
+	Interface string          `json:"interface"`       // in the pod
+	Config    json.RawMessage `json:"config"`          // the whole list as it was for ADD, all plugins inlined
+	Added     json.RawMessage `json:"added,omitempty"` // what ADD returned, in the list's version; nil: it is not known to have ended
 }
 
 // Condition is the network's state for the CRI NetworkReady condition.
@@ -83,14 +104,14 @@ type Condition struct {
 // Network sets up and tears down the network of one pod at a time. All methods
 // are safe for concurrent use.
 type Network interface {
-	// Name is the provider's name: "bridge" or "cni".
+	// Name is the provider's name: "bridge" or "cni"; "auto" for what is made of both.
 	Name() string
 	// Plan reserves what the pod will get (addresses, names) without any effect
 	// on the kernel; the caller records the Result before it calls Setup
-	// ("record before effect").
+	// ("record before effect"). A Result without a Provider is of Name.
 	Plan(ctx context.Context, pod Pod) (Result, error)
-	// Setup makes what Plan promised, in pod.NetNS. On error nothing of it is
-	// left but the reservation, which Teardown frees.
+	// Setup makes what Plan promised, in pod.NetNS. On error the caller calls
+	// Teardown, as for a pod that is up: something may be left.
 	Setup(ctx context.Context, pod Pod, planned Result) (Result, error)
 	// Teardown undoes Setup and frees the reservation. It is idempotent and
 	// works with the namespace gone, from the Result alone.

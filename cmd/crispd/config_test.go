@@ -63,6 +63,7 @@ func TestLoad(t *testing.T) {
 			return len(c.Runtime.DefaultCapabilities) == 1 && c.Runtime.DefaultCapabilities[0] == "CAP_KILL"
 		}},
 		{"empty list replaces", "[network]\nmasquerade_except = []\n[image]\npinned = []", nil, func(c *Config) bool { return len(c.Image.Pinned) == 0 }},
+		{"network mode", "[network]\nmode = \"cni\"", nil, func(c *Config) bool { return c.Network.Mode == "cni" && len(c.Network.CNIBinDirs) == 2 }},
 		{"handlers", "[runtime]\nhandlers = [\"crisp\"]", nil, func(c *Config) bool { return len(c.Runtime.Handlers) == 1 }},
 		{"sysctls are added", "[runtime.default_sysctls]\n\"kernel.shm_rmid_forced\" = \"1\"", nil, func(c *Config) bool { return len(c.Runtime.DefaultSysctls) == 3 }},
 		{"set a list", "", []string{"--set", `network.subnets=["10.9.0.0/24"]`}, func(c *Config) bool {
@@ -103,6 +104,9 @@ func TestLoadRefuses(t *testing.T) {
 		{"socket too long", `socket = "/` + strings.Repeat("a", 107) + `"`, nil, []string{"socket", "107"}},
 		{"cgroup driver", "[cgroup]\ndriver = \"magic\"", nil, []string{`cgroup.driver = "magic"`}},
 		{"network mode", "[network]\nmode = \"magic\"", nil, []string{`network.mode = "magic"`}},
+		{"CNI directory", "[network]\ncni_conf_dir = \"net.d\"", nil, []string{`network.cni_conf_dir = "net.d"`, "absolute"}},
+		{"CNI plugins", "[network]\ncni_bin_dirs = [\"/opt/cni:/bin\"]", nil, []string{`network.cni_bin_dirs = "/opt/cni:/bin"`}},
+		{"no CNI plugins", "[network]\ncni_bin_dirs = []", nil, []string{"network.cni_bin_dirs", "at least one"}},
 		{"link name", "[network]\nbridge = \"a-name-of-16-byt\"", nil, []string{"network.bridge", "15"}},
 		{"host bits", "[network]\nsubnets = [\"10.1.2.3/24\"]", nil, []string{"network.subnets", "10.1.2.0/24"}},
 		{"no subnet", "[network]\nsubnets = []", nil, []string{"network.subnets"}},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crisp-cri/crisp/network/bridge"
+	"github.com/crisp-cri/crisp/network/cni"
 	"github.com/crisp-cri/crisp/network/netns"
 )
 
@@ -48,7 +49,9 @@ type CgroupConfig struct {
 
 // NetworkConfig says how pods get their network.
 type NetworkConfig struct {
-	Mode             string         `toml:"mode" comment:"\"bridge\": the embedded one"`
+	Mode             string         `toml:"mode" comment:"Of new pods; existing ones keep theirs. \"bridge\": the embedded one. \"cni\": plugins of others. \"auto\": CNI when cni_conf_dir has a configuration, else the bridge; say \"cni\" where a pod must not come up before the configuration does"`
+	CNIConfDir       string         `toml:"cni_conf_dir" comment:"CNI configurations: the first valid one counts, in the order of names. Watched"`
+	CNIBinDirs       []string       `toml:"cni_bin_dirs" comment:"CNI plugins' programs; the first directory that has one counts"`
 	Bridge           string         `toml:"bridge" comment:"Name of the bridge that is made"`
 	Table            string         `toml:"table" comment:"Name of the nftables tables (families inet and bridge) that are made; no others are touched"`
 	Subnets          []netip.Prefix `toml:"subnets" comment:"Pods' addresses until the kubelet names a pod CIDR: one range of IPv4, IPv6 or both, the primary family first"`
@@ -91,7 +94,9 @@ func Defaults() *Config {
 		DrainTimeout: Duration(30 * time.Second),
 		Cgroup:       CgroupConfig{Driver: "cgroupfs", Root: "/crisp"},
 		Network: NetworkConfig{
-			Mode:             "bridge",
+			Mode:             "auto",
+			CNIConfDir:       cni.DefaultConfDir,
+			CNIBinDirs:       cni.DefaultBinDirs(),
 			Bridge:           bridge.DefaultBridge,
 			Table:            bridge.DefaultTable,
 			Subnets:          bridge.DefaultSubnets(),
@@ -146,7 +151,7 @@ func (c *Config) Validate() error {
 	}
 	for key, path := range map[string]string{
 		"state_root": c.StateRoot, "run_root": c.RunRoot, "socket": c.Socket,
-		"network.netns_dir": c.Network.NetNSDir, "image.certs_dir": c.Image.CertsDir, "runtime.init_path": c.Runtime.InitPath,
+		"network.netns_dir": c.Network.NetNSDir, "network.cni_conf_dir": c.Network.CNIConfDir, "image.certs_dir": c.Image.CertsDir, "runtime.init_path": c.Runtime.InitPath,
 		"cgroup.root": c.Cgroup.Root,
 	} {
 		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
@@ -181,8 +186,16 @@ func (n *NetworkConfig) validate() (errs []error) {
 	wrong := func(key string, value any, want string) {
 		errs = append(errs, fmt.Errorf("network.%s = %v: want %s", key, quote(value), want))
 	}
-	if n.Mode != "bridge" {
-		wrong("mode", n.Mode, `"bridge"`)
+	if !slices.Contains([]string{"auto", "bridge", "cni"}, n.Mode) {
+		wrong("mode", n.Mode, `"auto", "bridge" or "cni"`)
+	}
+	for _, dir := range n.CNIBinDirs {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || strings.Contains(dir, ":") { // CNI_PATH is a list of them
+			wrong("cni_bin_dirs", dir, "an absolute path without ., .. and :")
+		}
+	}
+	if len(n.CNIBinDirs) == 0 {
+		wrong("cni_bin_dirs", n.CNIBinDirs, "at least one directory")
 	}
 	if !linkName.MatchString(n.Bridge) {
 		wrong("bridge", n.Bridge, "a link name: at most 15 letters, digits, _ . -")

@@ -10,7 +10,10 @@ import (
 
 	"github.com/crisp-cri/crisp/cri"
 	"github.com/crisp-cri/crisp/image"
+	"github.com/crisp-cri/crisp/network"
+	"github.com/crisp-cri/crisp/network/auto"
 	"github.com/crisp-cri/crisp/network/bridge"
+	"github.com/crisp-cri/crisp/network/cni"
 	"github.com/crisp-cri/crisp/network/netns"
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
@@ -21,7 +24,7 @@ import (
 type parts struct {
 	images  *image.Store
 	cgroups *cgroup.Driver
-	network *bridge.Bridge
+	network network.Network
 	spawner *spawn.Spawner
 	pods    *podsandbox.Manager
 
@@ -53,10 +56,30 @@ func assemble(cfg *Config) (_ *parts, err error) {
 	}
 	p.closers = append(p.closers, pins.Close)
 
-	if p.network, err = bridge.New(bridgeConfig(cfg)); err != nil {
+	embedded, err := bridge.New(bridgeConfig(cfg))
+	if err != nil {
 		return nil, fmt.Errorf("cannot open the network: %w", err)
 	}
-	p.closers = append(p.closers, p.network.Close)
+	p.closers = append(p.closers, embedded.Close)
+	plugins, err := cni.New(cniConfig(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the network: %w", err)
+	}
+	p.closers = append(p.closers, plugins.Close)
+	switch cfg.Network.Mode {
+	case "bridge":
+		p.network = embedded
+	case "cni":
+		p.network = plugins
+	default:
+		p.network = auto.New(plugins, embedded)
+	}
+	var others []network.Network // of pods that were born with another mode
+	for _, n := range []network.Network{embedded, plugins} {
+		if n != p.network {
+			others = append(others, n)
+		}
+	}
 
 	if p.spawner, err = spawn.New(cfg.Runtime.InitPath, filepath.Join(cfg.RunRoot, "scratch")); err != nil {
 		return nil, fmt.Errorf("cannot prepare pods (runtime.init_path): %w", err)
@@ -70,6 +93,7 @@ func assemble(cfg *Config) (_ *parts, err error) {
 		Cgroups:  podsandbox.FromCgroup(p.cgroups),
 		Images:   p.images,
 		Network:  p.network,
+		Networks: others,
 		NetNS:    pins,
 	})
 	if err != nil {
@@ -117,6 +141,15 @@ func bridgeConfig(cfg *Config) bridge.Config {
 		NoMasquerade:     !cfg.Network.Masquerade,
 		MasqueradeExcept: cfg.Network.MasqueradeExcept,
 		NoAntiSpoof:      !cfg.Network.AntiSpoof,
+	}
+}
+
+func cniConfig(cfg *Config) cni.Config {
+	return cni.Config{
+		ConfDir:    cfg.Network.CNIConfDir,
+		BinDirs:    cfg.Network.CNIBinDirs,
+		ScratchDir: filepath.Join(cfg.RunRoot, "cni"),
+		Standby:    cfg.Network.Mode == "bridge",
 	}
 }
 

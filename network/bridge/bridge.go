@@ -297,7 +297,7 @@ func (b *Bridge) Plan(ctx context.Context, p network.Pod) (network.Result, error
 	if p.ID == "" {
 		return network.Result{}, fmt.Errorf("cannot plan network of pod %q: %w: no id", p.ID, network.ErrInvalid)
 	}
-	limited, err := checkBandwidth(p.Annotations)
+	bandwidth, err := network.BandwidthOf(p.Annotations)
 	if err != nil {
 		return network.Result{}, fmt.Errorf("cannot plan network of pod %q: %w", p.ID, err)
 	}
@@ -326,7 +326,7 @@ func (b *Bridge) Plan(ctx context.Context, p network.Pod) (network.Result, error
 	}
 	b.links[r.HostLink] = p.ID
 	b.pods[p.ID] = &pod{id: p.ID, result: r}
-	if limited {
+	if bandwidth != (network.Bandwidth{}) {
 		klog.FromContext(ctx).Info("Bandwidth annotations are not supported by this network, ignoring", "pod", klog.KRef(p.Namespace, p.Name))
 	}
 	return r, nil

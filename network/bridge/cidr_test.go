@@ -90,32 +90,6 @@ func FuzzParseAlias(f *testing.F) {
 	})
 }
 
-func FuzzParseBandwidth(f *testing.F) {
-	for _, s := range []string{"10M", "1k", "0.5G", "1Ki", "", "M", "1e3", "-1M", "999P"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		n, err := parseBandwidth(s)
-		if err == nil && (n < minBandwidth || n > maxBandwidth) || err != nil && !errors.Is(err, network.ErrInvalid) {
-			t.Fatalf("%q: got %d, %v", s, n, err)
-		}
-	})
-}
-
-func TestParseBandwidth(t *testing.T) {
-	for _, tt := range []struct {
-		in   string
-		want uint64 // 0: an error
-	}{
-		{"10M", 10e6}, {"1k", 1000}, {"1Ki", 1024}, {"1.5G", 15e8}, {"1P", 1e15},
-		{"", 0}, {"M", 0}, {"10m", 0}, {"10MB", 0}, {"10 M", 0}, {"-1M", 0}, {"1.2.3M", 0}, {"999", 0}, {"2P", 0}, {"1e9", 0},
-	} {
-		if got, err := parseBandwidth(tt.in); got != tt.want || (err == nil) != (tt.want != 0) {
-			t.Errorf("%q: got %d, %v, want %d", tt.in, got, err, tt.want)
-		}
-	}
-}
-
 func TestAlias(t *testing.T) {
 	long := alias{podCIDR: "10.1.2.0/24", ranges: DefaultSubnets()}
 	for range 20 {

@@ -236,7 +236,7 @@ func TestExhaustionAndPorts(t *testing.T) {
 	}
 	removePod(t, b, a)
 	planned(t, b, "x", web)
-	if _, err := b.Plan(t.Context(), network.Pod{ID: podID("y"), Annotations: map[string]string{annotationEgress: "fast"}}); !errors.Is(err, network.ErrInvalid) {
+	if _, err := b.Plan(t.Context(), network.Pod{ID: podID("y"), Annotations: map[string]string{"kubernetes.io/egress-bandwidth": "fast"}}); !errors.Is(err, network.ErrInvalid) {
 		t.Errorf("bandwidth: got %v, want ErrInvalid", err)
 	}
 	if got := len(b.pools[1].used); got != 5 {

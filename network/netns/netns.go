@@ -4,7 +4,7 @@
 // the returned file; [Dir] is a directory like /run/netns in which namespaces are
 // visible by name, for ip-netns(8) and for CNI daemons.
 //
-// This is the only package below network/ that locks or moves threads. It knows
+// This is the only package below network/ that moves threads. It knows
 // nothing of links, addresses or pods.
 //
 // Version ledger: setns(2) 3.0; /proc/thread-self 3.17; open_tree(2) and

@@ -100,7 +100,7 @@ var forbidden = []struct {
 	{[]string{"./runtime/sys"}, nil, product, "the bottom: it imports nothing of ours"},
 	{product, []string{"./cri", "./cmd/crispd"}, []string{"k8s.io/cri-api"}, "only cri interprets CRI messages; cmd/crispd registers its server"},
 	{product, []string{"./cri", "./cmd/crispd"}, []string{"google.golang.org/grpc"}, "errors get their gRPC code in cri/status.go, nowhere else"},
-	{product, []string{"./runtime/seccomp/internal/gen"}, []string{"os/exec"}, "nothing of the host is executed: not nft, ip, mount, tar, and nothing a container could replace"},
+	{product, []string{"./runtime/seccomp/internal/gen", "./network/cni"}, []string{"os/exec"}, "nothing of the host is executed but CNI plugins: not nft, ip, mount, tar, and nothing a container could replace"},
 	{product, []string{"./image", "./cri", "./cmd/crispd"}, []string{"net/http"}, "only image talks HTTP, and cri serves the streams of exec"},
 	{product, nil, []string{"io/ioutil"}, "superseded since Go 1.16"},
 	{[]string{"./cmd"}, []string{"./cmd/crispd"}, []string{"github.com/spf13/cobra", "github.com/pelletier/go-toml"}, "crisp-init has neither flags nor files"},
@@ -108,6 +108,7 @@ var forbidden = []struct {
 	{product, []string{"./cmd/crispd", "./image"}, []string{"github.com/pelletier"}, "the configuration is read in one place, and image reads hosts.toml"},
 	{product, []string{"./network", "./cmd/crispd/check"}, []string{"github.com/vishvananda", "github.com/google/nftables"}, "only network talks netlink (and check, which tries whether it could)"},
 	{product, []string{"./runtime/cgroup"}, []string{"github.com/opencontainers/cgroups"}, "only runtime/cgroup writes cgroup files"},
+	{product, []string{"./network/cni"}, []string{"github.com/containernetworking"}, "only network/cni knows CNI"},
 	{product, []string{"./image"}, []string{"github.com/google/go-containerregistry"}, "only image knows registries"},
 }
 

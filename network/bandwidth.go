@@ -1,11 +1,9 @@
-package bridge
+package network
 
 import (
 	"fmt"
 	"strconv"
 	"strings"
-
-	"github.com/crisp-cri/crisp/network"
 )
 
 // Annotations that ask for a limit of the pod's bandwidth, in bits per second as a
@@ -29,20 +27,26 @@ var quantitySuffixes = map[string]float64{
 	"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50,
 }
 
-// checkBandwidth reports malformed or senseless bandwidth annotations, and whether
-// there are any.
-func checkBandwidth(annotations map[string]string) (limited bool, err error) {
-	for _, name := range []string{annotationIngress, annotationEgress} {
-		s, ok := annotations[name]
+// Bandwidth limits a pod, in bits per second; 0: no limit.
+type Bandwidth struct {
+	Ingress, Egress uint64
+}
+
+// BandwidthOf reads a pod's annotations. A malformed or senseless one is ErrInvalid.
+func BandwidthOf(annotations map[string]string) (b Bandwidth, err error) {
+	for _, a := range []struct {
+		name string
+		to   *uint64
+	}{{annotationIngress, &b.Ingress}, {annotationEgress, &b.Egress}} {
+		s, ok := annotations[a.name]
 		if !ok {
 			continue
 		}
-		limited = true
-		if _, err := parseBandwidth(s); err != nil {
-			return true, fmt.Errorf("annotation %s: %w", name, err)
+		if *a.to, err = parseBandwidth(s); err != nil {
+			return Bandwidth{}, fmt.Errorf("annotation %s: %w", a.name, err)
 		}
 	}
-	return limited, nil
+	return b, nil
 }
 
 // parseBandwidth returns bits per second.
@@ -50,14 +54,14 @@ func parseBandwidth(s string) (uint64, error) {
 	digits := strings.TrimRight(s, "kKMGTPi")
 	factor, known := quantitySuffixes[s[len(digits):]]
 	if len(s) > 32 || digits == "" || !known || strings.Trim(digits, "0123456789.") != "" {
-		return 0, fmt.Errorf("%w: %q is not a quantity like 10M", network.ErrInvalid, s[:min(len(s), 32)])
+		return 0, fmt.Errorf("%w: %q is not a quantity like 10M", ErrInvalid, s[:min(len(s), 32)])
 	}
 	n, err := strconv.ParseFloat(digits, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %q is not a quantity like 10M", network.ErrInvalid, s)
+		return 0, fmt.Errorf("%w: %q is not a quantity like 10M", ErrInvalid, s)
 	}
 	if n *= factor; n < minBandwidth || n > maxBandwidth {
-		return 0, fmt.Errorf("%w: %q is out of range: 1k to 1P bits per second", network.ErrInvalid, s)
+		return 0, fmt.Errorf("%w: %q is out of range: 1k to 1P bits per second", ErrInvalid, s)
 	}
 	return uint64(n), nil
 }
