@@ -232,3 +232,54 @@ func TestShortLivedContainersAreSeenToExit(t *testing.T) {
 		}
 	}
 }
+
+// An init that is stopped costs its callers a bounded time, is found again when it goes on, and does not hold up Close.
+func TestStoppedPodInit(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(nil)
+	id, _ := p.start(exampleSpec("/bin/payload", "sleep", "1000"), nil)
+	if err := unix.Kill(p.PID(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(p.PID(), unix.SIGCONT) })
+	p.conn.SendTimeout = 100 * time.Millisecond
+	for { // until its socket is full
+		ctx, cancel := context.WithTimeout(h.ctx(), time.Millisecond)
+		err := p.Signal(ctx, id, 0)
+		cancel()
+		if errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
+			break
+		}
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) { // nil: it had not stopped yet
+			t.Fatalf("got %v, want a deadline", err)
+		}
+	}
+	if err := unix.Kill(p.PID(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	err := ErrGone
+	for errors.Is(err, ErrGone) && h.ctx().Err() == nil { // it is connected to anew
+		_, err = p.List(h.ctx())
+	}
+	if err != nil {
+		t.Fatalf("List when it goes on: %v", err)
+	}
+	if err := unix.Kill(p.PID(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	conn := p.conn
+	p.mu.Unlock()
+	conn.Close()
+	begun := time.Now()
+	p.Close()
+	if d := time.Since(begun); d > 5*time.Second {
+		t.Errorf("Close took %v", d)
+	}
+	if err := unix.Kill(p.PID(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if p.Pod, err = h.Attach(h.ctx(), p.Handle(), func(x Exit) { p.exits <- x }); err != nil {
+		t.Fatal(err)
+	}
+}

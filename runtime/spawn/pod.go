@@ -21,7 +21,8 @@ type Pod struct {
 	null   *os.File // the Spawner's
 	onExit func(Exit)
 
-	owned sync.WaitGroup // goroutines of ours: reader, deliverer
+	owned   sync.WaitGroup // goroutines of ours: reader, deliverer
+	closing chan struct{}  // closed by Close
 
 	ready    chan struct{} // closed when the init has set itself up, or failed to
 	settled  sync.Once
@@ -30,7 +31,7 @@ type Pod struct {
 	// mu guards what follows. It is held for no system call.
 	mu      sync.Mutex
 	conn    *initproto.Conn // nil when broken
-	closed  bool
+	closed  bool            // as closing is
 	nextReq uint32
 	waiting map[uint32]chan initproto.Message // replies by request; cap 1
 	execs   map[string]chan initproto.Exited  // exits of exec'd processes; cap 1
@@ -41,7 +42,8 @@ type Pod struct {
 
 func newPod(h Handle, proc *process, conn *initproto.Conn, null *os.File, onExit func(Exit)) *Pod {
 	p := &Pod{
-		handle: h, proc: proc, null: null, onExit: onExit, conn: conn, ready: make(chan struct{}),
+		handle: h, proc: proc, null: null, onExit: onExit, conn: conn,
+		ready: make(chan struct{}), closing: make(chan struct{}),
 		waiting: map[uint32]chan initproto.Message{}, execs: map[string]chan initproto.Exited{},
 	}
 	p.delivered = sync.NewCond(&p.mu)
@@ -106,7 +108,10 @@ func (p *Pod) namespace(name string) (*os.File, error) {
 // Close ends the daemon's side; the pod lives on.
 func (p *Pod) Close() error {
 	p.mu.Lock()
-	p.closed = true
+	if !p.closed {
+		p.closed = true
+		close(p.closing)
+	}
 	conn := p.conn
 	p.conn = nil
 	p.delivered.Broadcast()
@@ -158,9 +163,11 @@ func (p *Pod) read(conn *initproto.Conn) {
 	}
 }
 
-// reconnectTime bounds how long a pod init may take to greet.
-const reconnectTime = 10 * time.Second
+// reconnectPause is between attempts that failed of something at our own end, such as a want of descriptors: no event tells its end.
+const reconnectPause = time.Second
 
+// reconnect tries until the init is dead or we are closed: then it returns nil. An init that is stopped or slow is waited for,
+// else the exits of its containers would never be heard of.
 func (p *Pod) reconnect(old *initproto.Conn) *initproto.Conn {
 	old.Close()
 	p.settle(errors.Join(ErrGone, lastWords(p.handle.RunDir)))
@@ -174,33 +181,56 @@ func (p *Pod) reconnect(old *initproto.Conn) *initproto.Conn {
 		close(ch)
 		delete(p.execs, id)
 	}
-	closed := p.closed
 	p.mu.Unlock()
-	if closed {
-		return nil
+	for {
+		conn, err := p.greetAgain()
+		if err == nil {
+			return conn
+		}
+		pause := time.NewTimer(reconnectPause)
+		select {
+		case <-pause.C:
+		case <-p.proc.done:
+			pause.Stop()
+			return nil
+		case <-p.closing:
+			pause.Stop()
+			return nil
+		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), reconnectTime)
-	defer cancel()
+}
+
+// greetAgain makes one attempt to connect. The journal is read once the init sends its events to the new connection, and before
+// anybody can use that.
+func (p *Pod) greetAgain() (*initproto.Conn, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var waiter sync.WaitGroup
+	waiter.Go(func() {
+		defer cancel()
+		select {
+		case <-p.proc.done:
+		case <-p.closing:
+		case <-ctx.Done():
+		}
+	})
 	conn, err := greet(ctx, p.handle.RunDir)
-	if err != nil { // dead, as a rule: proc.done says so
-		return nil
+	cancel()
+	waiter.Wait()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.replay(); err != nil {
+		conn.Close()
+		return nil, err
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.closed {
-		p.mu.Unlock()
 		conn.Close()
-		return nil
+		return nil, os.ErrClosed
 	}
 	p.conn = conn
-	p.mu.Unlock()
-	if p.replay() != nil {
-		p.mu.Lock()
-		p.conn = nil
-		p.mu.Unlock()
-		conn.Close()
-		return nil
-	}
-	return conn
+	return conn, nil
 }
 
 // replay queues every exit of the journal.
@@ -299,7 +329,7 @@ func (e *explained) Error() string { return e.text }
 func (e *explained) Unwrap() error { return e.err }
 
 // call sends a request and waits for its reply. A ctx that ends stops the waiting, not
-// what was asked for.
+// what was asked for; the sending is bounded by sendTimeout.
 func (p *Pod) call(ctx context.Context, m initproto.Message) (initproto.Message, error) {
 	if err := p.Ready(ctx); err != nil {
 		return initproto.Message{}, err
@@ -321,6 +351,10 @@ func (p *Pod) call(ctx context.Context, m initproto.Message) (initproto.Message,
 		p.mu.Unlock()
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, os.ErrClosed) || errors.Is(err, unix.ECONNRESET) {
 			return initproto.Message{}, ErrGone
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			conn.Close() // it may have got a part; the reader connects anew
+			return initproto.Message{}, fmt.Errorf("pod init %d does not read its requests: %w", p.handle.PID, err)
 		}
 		return initproto.Message{}, err
 	}
@@ -505,13 +539,12 @@ const politeTime = 2 * time.Second
 func (p *Pod) Shutdown(ctx context.Context) error {
 	// Asked first, so that it can end and reap its reaper; an init that does not answer is killed.
 	polite, cancel := context.WithTimeout(ctx, politeTime)
-	_, err := p.call(polite, initproto.Message{Type: initproto.TypeShutdown})
-	cancel()
-	if err == nil {
+	defer cancel()
+	if _, err := p.call(polite, initproto.Message{Type: initproto.TypeShutdown}); err == nil {
 		select { // it exits right after its reply
 		case <-p.proc.done:
 			return nil
-		case <-ctx.Done():
+		case <-polite.Done():
 		}
 	}
 	if err := p.proc.kill(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,6 +70,18 @@ func (p *process) kill() error {
 		return nil
 	}
 	return os.NewSyscallError("pidfd_send_signal", kerr)
+}
+
+// dies waits for the death of the process, for a while.
+func (p *process) dies(within time.Duration) bool {
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case <-p.done:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // close stops watching.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -63,8 +64,8 @@ func (s *Spawner) Close() error {
 }
 
 // StartPod starts a pod's init and returns as soon as its namespaces are there; Pod.Ready says when it has set itself up, and
-// everything else waits for that. So its network can be made meanwhile. onExit is called once per container exit, in
-// order, from one goroutine.
+// everything else waits for that. So its network can be made meanwhile. onExit is called for each container exit, in
+// order, from one goroutine; once more after the connection to the init was lost.
 //
 // Needs: CAP_SYS_ADMIN. On error nothing of the pod is left but files in RunDir.
 func (s *Spawner) StartPod(ctx context.Context, a PodArgs, onExit func(Exit)) (*Pod, error) {
@@ -125,6 +126,7 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 		unix.Close(control)
 		return nil, err
 	}
+	conn.SendTimeout = sendTimeout
 	start, err := startTime(proc.pid)
 	if err != nil {
 		conn.Close()
@@ -253,7 +255,11 @@ func (s *Spawner) Attach(ctx context.Context, h Handle, onExit func(Exit)) (*Pod
 	}
 	conn, err := greet(ctx, h.RunDir)
 	if err != nil {
+		gone := proc.dies(dyingTime)
 		proc.close()
+		if gone {
+			return nil, ErrGone
+		}
 		return nil, fmt.Errorf("attach to pod init %d: %w", h.PID, err)
 	}
 	p := newPod(h, proc, conn, s.null, onExit)
@@ -265,12 +271,19 @@ func (s *Spawner) Attach(ctx context.Context, h Handle, onExit func(Exit)) (*Pod
 	return p, nil
 }
 
+// dyingTime is how long a process may need from closing its sockets to being dead.
+const dyingTime = 100 * time.Millisecond
+
+// sendTimeout bounds how long a pod init may leave its socket full. A container cannot stop it, but an operator can.
+const sendTimeout = 10 * time.Second
+
 // greet connects and waits for Ready.
 func greet(ctx context.Context, runDir string) (*initproto.Conn, error) {
 	conn, err := dial(runDir)
 	if err != nil {
 		return nil, err
 	}
+	conn.SendTimeout = sendTimeout
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	m, err := conn.Recv()
