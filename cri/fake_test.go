@@ -150,6 +150,13 @@ func (f *fakePods) PodStats(id string) (*podsandbox.PodStats, error) {
 	}
 	return nil, podsandbox.ErrState
 }
+func (f *fakePods) PodInterfaces(id string) ([]podsandbox.Interface, error) {
+	s, err := f.PodStats(id)
+	if err != nil {
+		return nil, err
+	}
+	return s.Interfaces, nil
+}
 func (f *fakePods) NotePodResources(ctx context.Context, id string, change func([]byte) ([]byte, error)) error {
 	var err error
 	if f.resources, err = change(f.resources); err != nil {

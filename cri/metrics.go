@@ -20,6 +20,9 @@ import (
 // the same names (cAdvisor lib/metrics/prometheus.go) with the same labels (the kubelet's
 // containerPrometheusLabelsFunc), so that dashboards and alerts go on working. CRI has only whole numbers: seconds are cut.
 //
+// A pod's own cgroup has no series, as with containerd: it would double the cost of a scrape. Its sums are in
+// ListPodSandboxStats. Of pods there is the network.
+//
 // Left out is what the kernel does not count by cgroup without an I/O scheduler of its own (fs time, merges,
 // sectors), and, for one container, what it or the kernel does not have: a series is never a made-up zero.
 
@@ -38,13 +41,13 @@ const (
 	gauge   = runtimeapi.MetricType_GAUGE
 )
 
-// cgroupFamily is read from a cgroup alone: a container's, and a pod's as a whole.
+// cgroupFamily is of containers, read from a container's cgroup alone.
 type cgroupFamily struct {
 	family
 	values func(*cgroup.Stats, series)
 }
 
-// containerFamily is of containers only.
+// containerFamily is of containers, with what else is known of one.
 type containerFamily struct {
 	family
 	values func(*measured, series)
@@ -392,7 +395,7 @@ func (s *runtimeService) ListPodSandboxMetrics(ctx context.Context, _ *runtimeap
 }
 
 func (s *runtimeService) podMetrics(ctx context.Context, pod *podsandbox.Pod, running []*podsandbox.Container, host *hostView) *runtimeapi.PodSandboxMetrics {
-	stats, err := s.cfg.Pods.PodStats(pod.ID)
+	interfaces, err := s.cfg.Pods.PodInterfaces(pod.ID)
 	if err != nil {
 		if !isGone(err) {
 			klog.FromContext(ctx).Error(err, "Could not measure a pod, leaving it out", "sandboxID", pod.ID)
@@ -401,17 +404,11 @@ func (s *runtimeService) podMetrics(ctx context.Context, pod *podsandbox.Pod, ru
 	}
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: pod.ID}
 	labels := []string{pod.CgroupPath, "", "", pod.Config.Name, pod.Config.Namespace, ""}
-	put := func(f *family, v uint64, own ...string) {
-		out.Metrics = append(out.Metrics, metric(f, labels, v, own))
-	}
-	for i := range cgroupFamilies {
-		f := &cgroupFamilies[i]
-		f.values(stats.Cgroup, func(v uint64, own ...string) { put(&f.family, v, own...) })
-	}
-	for n := range stats.Interfaces {
+	for n := range interfaces {
+		own := concat(labels, []string{interfaces[n].Name})
 		for i := range networkFamilies {
 			f := &networkFamilies[i]
-			put(&f.family, f.value(&stats.Interfaces[n]), stats.Interfaces[n].Name)
+			out.Metrics = append(out.Metrics, metric(&f.family, own, f.value(&interfaces[n])))
 		}
 	}
 	for _, ctr := range running {
@@ -447,23 +444,27 @@ func (s *runtimeService) containerMetrics(pod *podsandbox.Pod, ctr *podsandbox.C
 		return nil, err
 	}
 	labels := []string{ctr.CgroupPath, ctr.ID, imageName(image), pod.Config.Name, pod.Config.Namespace, ctr.Config.Name}
-	out := &runtimeapi.ContainerMetrics{ContainerId: ctr.ID}
+	out := &runtimeapi.ContainerMetrics{ContainerId: ctr.ID, Metrics: make([]*runtimeapi.Metric, 0, len(containerFamilies)+len(cgroupFamilies)+16)}
+	var f *family
+	put := func(v uint64, own ...string) {
+		all := labels
+		if len(own) > 0 {
+			all = concat(labels, own)
+		}
+		out.Metrics = append(out.Metrics, metric(f, all, v))
+	}
 	for i := range cgroupFamilies {
-		f := &cgroupFamilies[i]
-		f.values(m.stats.Cgroup, func(v uint64, own ...string) { out.Metrics = append(out.Metrics, metric(&f.family, labels, v, own)) })
+		f = &cgroupFamilies[i].family
+		cgroupFamilies[i].values(m.stats.Cgroup, put)
 	}
 	for i := range containerFamilies {
-		f := &containerFamilies[i]
-		f.values(m, func(v uint64, own ...string) { out.Metrics = append(out.Metrics, metric(&f.family, labels, v, own)) })
+		f = &containerFamilies[i].family
+		containerFamilies[i].values(m, put)
 	}
 	return out, nil
 }
 
 // metric has no timestamp: 0 says that it was measured for this call. Value is never nil, which the kubelet does not check.
-func metric(f *family, base []string, v uint64, own []string) *runtimeapi.Metric {
-	m := &runtimeapi.Metric{Name: f.name, MetricType: f.kind, LabelValues: base, Value: number(v)}
-	if len(own) > 0 {
-		m.LabelValues = concat(base, own)
-	}
-	return m
+func metric(f *family, labels []string, v uint64) *runtimeapi.Metric {
+	return &runtimeapi.Metric{Name: f.name, MetricType: f.kind, LabelValues: labels, Value: number(v)}
 }

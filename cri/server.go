@@ -44,6 +44,7 @@ type Pods interface {
 	ContainerStats(id string) (*podsandbox.ContainerStats, error)
 	ProcessStats(id string) (*podsandbox.ProcessStats, error)
 	PodStats(id string) (*podsandbox.PodStats, error)
+	PodInterfaces(id string) ([]podsandbox.Interface, error)
 	NotePodResources(ctx context.Context, id string, change func(before []byte) ([]byte, error)) error
 	Subscribe() (*podsandbox.Subscription, error)
 	Resources(id string) (cgroup.Applied, error)

@@ -136,34 +136,63 @@ func (t *Traffic) parse(f []string) bool {
 //
 // Errors: ErrNotFound; ErrState when the pod is not ready, or stops being it.
 func (m *Manager) PodStats(id string) (*PodStats, error) {
-	p, err := m.findPod(id)
+	p, v, err := m.readyPod(id)
 	if err != nil {
 		return nil, err
+	}
+	s := &PodStats{ID: p.id}
+	g := m.cfg.Cgroups.Open(v.CgroupPath)
+	if s.Cgroup, err = g.Stats(); err != nil {
+		return nil, p.unlessStopped(err)
+	}
+	pids, err := g.Procs()
+	if err != nil {
+		return nil, p.unlessStopped(err)
+	}
+	s.Processes = uint64(len(pids))
+	if s.Interfaces, err = m.interfaces(v); err != nil {
+		return nil, p.unlessStopped(err)
+	}
+	return s, nil
+}
+
+// PodInterfaces is what PodStats has of the network, without the rest.
+//
+// Errors: as PodStats.
+func (m *Manager) PodInterfaces(id string) ([]Interface, error) {
+	p, v, err := m.readyPod(id)
+	if err != nil {
+		return nil, err
+	}
+	l, err := m.interfaces(v)
+	if err != nil {
+		return nil, p.unlessStopped(err)
+	}
+	return l, nil
+}
+
+// readyPod finds a pod whose counters can be read.
+func (m *Manager) readyPod(id string) (*pod, *Pod, error) {
+	p, err := m.findPod(id)
+	if err != nil {
+		return nil, nil, err
 	}
 	v := p.view()
 	if v == nil {
-		return nil, fmt.Errorf("pod %q: %w", id, ErrNotFound)
+		return nil, nil, fmt.Errorf("pod %q: %w", id, ErrNotFound)
 	}
 	if v.State != PodReady {
-		return nil, fmt.Errorf("%w: pod %q is not ready (%s): nothing of it runs", ErrState, p.id, v.Reason)
+		return nil, nil, fmt.Errorf("%w: pod %q is not ready (%s): nothing of it runs", ErrState, p.id, v.Reason)
 	}
-	s := &PodStats{ID: p.id}
-	s.Cgroup, err = m.cfg.Cgroups.Open(v.CgroupPath).Stats()
-	if err == nil {
-		var pids []int
-		pids, err = m.cfg.Cgroups.Open(v.CgroupPath).Procs()
-		s.Processes = uint64(len(pids))
+	return p, v, nil
+}
+
+// unlessStopped is err, or ErrState if the pod was stopped meanwhile, which explains it.
+func (p *pod) unlessStopped(err error) error {
+	if p.phase() != podReady {
+		return fmt.Errorf("%w: pod %q is not ready any more", ErrState, p.id)
 	}
-	if err == nil {
-		s.Interfaces, err = m.interfaces(v)
-	}
-	if err != nil && p.phase() != podReady { // it was stopped meanwhile
-		return nil, fmt.Errorf("%w: pod %q is not ready any more", ErrState, p.id)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
+	return err
 }
 
 func (m *Manager) interfaces(v *Pod) ([]Interface, error) {
