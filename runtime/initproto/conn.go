@@ -112,7 +112,7 @@ func (c *Conn) Send(m Message) error {
 	defer c.sending.Unlock()
 	if c.SendTimeout > 0 && c.file != nil {
 		if err := c.file.SetWriteDeadline(time.Now().Add(c.SendTimeout)); err != nil {
-			return err
+			return closedOr(err)
 		}
 	}
 	body, fds := m.Body, m.FDs

@@ -2,10 +2,12 @@ package initproto
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -275,4 +277,16 @@ func FuzzJournal(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestClosedConnSaysSo(t *testing.T) {
+	a, _ := pair(t)
+	a.SendTimeout = time.Minute
+	a.Close()
+	if err := a.Send(Message{Type: TypeDone}); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Send: got %v, want os.ErrClosed", err)
+	}
+	if _, err := a.Recv(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Recv: got %v, want os.ErrClosed", err)
+	}
 }
