@@ -384,7 +384,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, rootfs, log *os.Fi
 	}
 	return i.Create(ctx, spawn.ContainerArgs{
 		ID: c.id, Spec: c.spec, Rootfs: rootfs,
-		CgroupDir: join.DirFD, CgroupProcs: join.Procs, CgroupMounts: cg.BindSources(),
+		CgroupDir: join.DirFD, CgroupTasks: join.Tasks, CgroupMounts: cg.BindSources(),
 		PID: mode, TargetID: c.rec.Config.TargetID,
 		Seccomp: prog.BPF, SeccompFlags: prog.Flags,
 		Log: log, Stdin: c.rec.Config.Stdin, StdinOnce: c.rec.Config.StdinOnce,

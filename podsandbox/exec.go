@@ -118,7 +118,7 @@ func (m *Manager) exec(ctx context.Context, c *container, argv []string, s stdio
 	e, err := i.Exec(ctx, spawn.ExecArgs{
 		ContainerID: c.id, ExecID: id, Process: execProcess(now.spec.Process, argv, s.tty),
 		Seccomp: prog.BPF, SeccompFlags: prog.Flags,
-		CgroupDir: join.DirFD, CgroupProcs: join.Procs,
+		CgroupDir: join.DirFD, CgroupTasks: join.Tasks,
 		Stdin: s.stdin, Stdout: s.stdout, Stderr: s.stderr,
 	})
 	r := &running{Exec: e, cgroup: cg, id: c.id}

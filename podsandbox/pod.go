@@ -316,7 +316,7 @@ func (m *Manager) startInit(ctx context.Context, p *pod) error {
 		ID: p.id, Title: p.object(), RunDir: m.store.runDir(p.id),
 		HostNetwork: c.Network == NamespaceNode, HostIPC: c.IPC == NamespaceNode, SharedPID: c.PID == NamespacePod,
 		Hostname: c.Hostname, Sysctls: c.Sysctls,
-		CgroupDir: join.DirFD, CgroupProcs: join.Procs,
+		CgroupDir: join.DirFD, CgroupTasks: join.Tasks,
 	}, m.onExit(p))
 	if err != nil {
 		return err

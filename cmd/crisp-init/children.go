@@ -105,6 +105,7 @@ type birth struct {
 	clone    uintptr
 	files    [4]int // its 0–3
 	cgroupFD int    // cgroup v2 directory to be born in, -1: ours
+	tasks    []int  // v1 cgroups to be born in: their tasks files
 	pidNS    int    // PID namespace to be born in, -1: ours (or a new one, by clone)
 }
 
@@ -132,7 +133,7 @@ func (c *children) fork(self string, b birth) (*child, error) {
 		args = append(args, b.oomScore)
 	}
 	var pid int
-	err := c.bornIn(b.pidNS, func() (err error) {
+	err := c.bornIn(b.pidNS, b.tasks, func() (err error) {
 		pid, err = syscall.ForkExec(self, args, &attr)
 		return err
 	})
@@ -144,22 +145,34 @@ func (c *children) fork(self string, b birth) (*child, error) {
 	return ch, nil
 }
 
-// bornIn runs fork on a thread whose children are born in the PID namespace ns. This is the only place
-// where the pod init moves a thread; if it can't be moved back it dies.
-func (c *children) bornIn(ns int, fork func() error) error {
-	if ns < 0 {
+// bornIn runs fork on a thread whose children are born in the PID namespace ns (-1: ours) and in the v1 cgroups of the
+// tasks files. This is the only place where the pod init moves a thread; one that entered cgroups is not moved back, it ends. It is
+// never the main thread: the main goroutine keeps that.
+//
+// On v1 a thread that moves itself takes no lock, while a process that is moved waits for an RCU grace period, 5 to 15 ms:
+// so the child does not enter its cgroups, it is born in them, as on v2.
+func (c *children) bornIn(ns int, tasks []int, fork func() error) error {
+	if ns < 0 && len(tasks) == 0 {
 		return fork()
 	}
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
-			runtime.UnlockOSThread() // nothing changed
-			done <- &sys.Error{Op: "setns pid", Err: err}
-			return
+		if ns >= 0 {
+			if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
+				runtime.UnlockOSThread() // nothing changed
+				done <- &sys.Error{Op: "setns pid", Err: err}
+				return
+			}
+		}
+		for _, fd := range tasks {
+			if _, err := unix.Write(fd, []byte("0")); err != nil {
+				done <- &sys.Error{Op: "write", Path: "cgroup tasks", Err: err}
+				return // and the thread ends, wherever it got to
+			}
 		}
 		err := fork()
-		if unix.Setns(c.ownPID, unix.CLONE_NEWPID) == nil {
+		if len(tasks) == 0 && unix.Setns(c.ownPID, unix.CLONE_NEWPID) == nil {
 			runtime.UnlockOSThread()
 		}
 		done <- err

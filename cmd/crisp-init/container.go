@@ -40,11 +40,8 @@ func giveUp(control *initproto.Conn, s *step) {
 
 // startContainer returns only on failure.
 func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) *step {
-	// 1. Cgroup, before anything that costs memory; the cgroup namespace only then, since its root is
-	// the cgroup one is in, cgroup_namespaces(7).
-	if s := joinCgroups(fds, c.ProcsFD, c.Procs); s != nil {
-		return s
-	}
+	// 1. We were born in our cgroups. The cgroup namespace is made now and not by the clone: its root is the cgroup one is
+	// in at that moment, cgroup_namespaces(7), and for clone(2) that is the parent's.
 	if c.NewCgroupNS {
 		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 			return failed("make cgroup namespace", &sys.Error{Op: "unshare", Err: err})
@@ -90,18 +87,6 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 	}
 	// 4. The process.
 	return become(&c.Process, control, warnings)
-}
-
-// joinCgroups enters the v1 hierarchies: "0" means the writer. The daemon opened the
-// files, and the kernel checks the opener's rights (since 5.16), so that a user namespace does not matter.
-// On cgroup v2 there are none: the process was born in its cgroup.
-func joinCgroups(fds []int, first, n int) *step {
-	for i := range n {
-		if _, err := unix.Write(fds[first+i], []byte("0")); err != nil {
-			return failed("join cgroup "+strconv.Itoa(i), &sys.Error{Op: "write cgroup.procs", Err: err})
-		}
-	}
-	return nil
 }
 
 // oomScore reports what became of the oom_score_adj that main has set. Without CAP_SYS_RESOURCE the value cannot go below

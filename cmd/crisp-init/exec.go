@@ -11,7 +11,6 @@ import (
 const (
 	execMountNS = iota
 	execCgroupNS
-	execFDs // cgroup.procs files follow
 )
 
 // runExec is one more process in a container until its execve. It was born in the container's PID
@@ -31,9 +30,6 @@ func runExec() {
 
 // startExec returns only on failure.
 func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
-	if s := joinCgroups(fds, x.ProcsFD, x.Procs); s != nil {
-		return s
-	}
 	warnings, s := oomScore(&x.Process)
 	if s != nil {
 		return s

@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,12 +54,12 @@ func runPod() {
 		fatal("receive set-up", err)
 	}
 	setup, err := initproto.DecodeSetup(m.Body)
-	if err != nil || len(m.FDs) != 2+setup.Procs {
+	if err != nil || len(m.FDs) != 2 {
 		fatal("read set-up", initproto.ErrMalformed)
 	}
 	p := &pod{listener: m.FDs[0], journal: journal{fd: m.FDs[1]}, containers: map[string]*container{}}
 	p.children.init()
-	if s := p.setUp(setup, m.FDs); s != nil {
+	if s := p.setUp(setup); s != nil {
 		_ = conn.Send(s.message()) // if the daemon is gone nobody waits
 		os.Exit(1)
 	}
@@ -71,7 +70,8 @@ func runPod() {
 			os.Exit(1)
 		}
 	}
-	runtime.UnlockOSThread() // from here on only children.bornIn moves a thread
+	// The main goroutine keeps the main thread, so that none of those that children.bornIn moves is it: the process's
+	// memory is charged to its main thread's cgroup.
 	p.talkTo(conn)
 	go p.serve(conn)
 	p.accept()
@@ -80,13 +80,7 @@ func runPod() {
 // setUp brings the pod's namespaces into shape.
 //
 // Needs: root in the pod's user namespace. Runs on: any thread of the pod init.
-func (p *pod) setUp(s *initproto.Setup, fds []int) *step {
-	if st := joinCgroups(fds, 2, s.Procs); st != nil {
-		return st
-	}
-	for i := range s.Procs {
-		_ = unix.Close(fds[2+i]) // written, no data buffered
-	}
+func (p *pod) setUp(s *initproto.Setup) *step {
 	// Orphans of exec'd processes and of containers in the host's PID namespace come to us, not to the host's PID 1.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return failed("become subreaper", err)

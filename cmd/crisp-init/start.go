@@ -159,6 +159,9 @@ func (p *pod) launch(c *container) initproto.Message {
 	if c.plan.CgroupFD >= 0 {
 		b.cgroupFD = c.msg.FDs[c.plan.CgroupFD]
 	}
+	if c.plan.Tasks > 0 {
+		b.tasks = c.msg.FDs[c.plan.TasksFD:][:c.plan.Tasks]
+	}
 	switch c.plan.PID {
 	case initproto.PIDNew:
 		b.clone |= unix.CLONE_NEWPID
@@ -428,12 +431,12 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	if x.CgroupFD >= 0 {
 		b.cgroupFD = m.FDs[x.CgroupFD]
 	}
-	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], execFDs: 0}
-	for i := range x.Procs {
-		fds = append(fds, m.FDs[x.ProcsFD+i])
+	if x.Tasks > 0 {
+		b.tasks = m.FDs[x.TasksFD:][:x.Tasks]
 	}
+	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], 0}
 	inner := *x
-	inner.CgroupFD, inner.ProcsFD = -1, execFDs+1
+	inner.CgroupFD, inner.TasksFD, inner.Tasks = -1, -1, 0
 	s := stdio{child: [3]int{m.TakeFD(0), m.TakeFD(1), m.TakeFD(2)}, ours: [3]int{-1, -1, -1}}
 	l, reply := p.run(b, &s, initproto.Message{Type: initproto.TypeRun, Body: inner.Encode(), FDs: fds})
 	if reply.Type == initproto.TypeFailed {

@@ -166,8 +166,13 @@ type Join struct {
 	// DirFD is the cgroup's directory in the cgroup2 hierarchy, O_PATH, for
 	// CLONE_INTO_CGROUP (clone3(2), Linux 5.7); nil in Legacy mode and in a Join of JoinByWriting.
 	DirFD *os.File
-	// Procs are cgroup.procs files, open for writing: the process writes "0" to each. May
-	// the process be as unprivileged as it likes: the kernel checks the opener's credentials.
+	// Tasks are the v1 hierarchies' tasks files, open for writing: the thread that clones writes "0" to each first, and
+	// the child is born in the thread's cgroups. To move just the calling thread takes no lock; to move a process waits for an RCU grace
+	// period, 5 to 15 ms here (cgroup_procs_write_start, kernel/cgroup/cgroup.c). The thread stays where it went: it should end.
+	Tasks []*os.File
+	// Procs are cgroup.procs files, open for writing, in a Join of JoinByWriting only: the process itself writes "0" to each.
+	//
+	// For both, the writer may be as unprivileged as it likes: the kernel checks the opener's credentials.
 	Procs []*os.File
 }
 
@@ -177,14 +182,14 @@ func (j *Join) Close() error {
 	if j.DirFD != nil {
 		errs = append(errs, j.DirFD.Close())
 	}
-	for _, f := range j.Procs {
+	for _, f := range append(j.Tasks, j.Procs...) {
 		errs = append(errs, f.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // Join opens what a process needs to be born in the cgroup: the cgroup2 directory, and the v1
-// hierarchies' cgroup.procs. The process that clones must be allowed to write cgroup.procs here
+// hierarchies' tasks. The process that clones must be allowed to write cgroup.procs here
 // and in the nearest cgroup above both itself and this one: root of the node is.
 func (c *Cgroup) Join() (*Join, error) { return c.join(false) }
 
@@ -204,17 +209,23 @@ func (c *Cgroup) join(byWriting bool) (*Join, error) {
 		}
 		intoDir := d.trees[tree].v2 && !byWriting
 		name, flags := home.file("cgroup.procs"), unix.O_WRONLY
-		if intoDir {
+		switch {
+		case intoDir:
 			name, flags = home.path, unix.O_PATH|unix.O_DIRECTORY
+		case !byWriting:
+			name = home.file("tasks")
 		}
 		f, err := d.kernel.open(tree, name, flags)
 		if err != nil {
 			return nil, errors.Join(c.errorf("join", "", err), j.Close())
 		}
-		if intoDir {
+		switch {
+		case intoDir:
 			j.DirFD = f
-		} else {
+		case byWriting:
 			j.Procs = append(j.Procs, f)
+		default:
+			j.Tasks = append(j.Tasks, f)
 		}
 	}
 	return j, nil

@@ -126,7 +126,7 @@ func TestPodLife(t *testing.T) {
 			if j.DirFD != nil {
 				names = append(names, "clone into "+j.DirFD.Name())
 			}
-			for _, file := range j.Procs {
+			for _, file := range j.Tasks {
 				names = append(names, "write "+file.Name())
 			}
 			if err := j.Close(); err != nil {

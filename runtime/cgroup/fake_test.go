@@ -101,7 +101,7 @@ func newFake(l layout) *fake {
 		root := place{i, "/"}
 		f.dirs[root] = map[string]string{}
 		f.addFiles(root, h.controllers)
-		f.dirs[root]["cgroup.procs"] = ""
+		f.dirs[root]["cgroup.procs"], f.dirs[root]["tasks"] = "", ""
 		if h.v2 {
 			f.dirs[root]["cgroup.controllers"] = strings.Join(h.controllers, " ")
 			f.dirs[root]["cgroup.subtree_control"] = ""
@@ -268,7 +268,7 @@ func (f *fake) mkdir(tree int, p string) error {
 		return err
 	}
 	h := f.layout.trees[tree]
-	f.dirs[at] = map[string]string{"cgroup.procs": ""}
+	f.dirs[at] = map[string]string{"cgroup.procs": "", "tasks": ""}
 	if h.v2 {
 		on := f.dirs[up]["cgroup.subtree_control"]
 		f.dirs[at]["cgroup.controllers"], f.dirs[at]["cgroup.subtree_control"] = on, ""
@@ -376,7 +376,7 @@ func (f *fake) open(tree int, p string, _ int) (*os.File, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	at := place{tree, p}
-	if path.Base(p) == "cgroup.procs" {
+	if b := path.Base(p); b == "cgroup.procs" || b == "tasks" {
 		at.path = path.Dir(p)
 	}
 	if f.dirs[at] == nil {

@@ -240,7 +240,7 @@ func start(t testing.TB, j *Join, role string, args ...string) *process {
 	p.out = bufio.NewReader(out)
 	// The move: into v1 before anything else runs, by a shell that then becomes the role.
 	script := ""
-	for i, f := range j.Procs {
+	for i, f := range append(slices.Clone(j.Tasks), j.Procs...) {
 		p.ExtraFiles = append(p.ExtraFiles, f)
 		script += fmt.Sprintf("echo 0 >&%d && exec %d>&- && ", i+3, i+3)
 	}

@@ -145,12 +145,12 @@ func exampleContainer() *Container {
 		},
 		Devices: []Device{{Path: "/dev/null", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 3, UID: 5, GID: 6}},
 		Links:   [][2]string{{"/proc/self/fd", "/dev/fd"}}, NullFD: 0, Masked: []string{"/proc/kcore"}, Readonly: []string{"/proc/sys"},
-		CgroupFD: 2, ProcsFD: 3, Procs: 2, LogFD: 5, Stdin: true, StdinOnce: true,
+		CgroupFD: 2, TasksFD: 3, Tasks: 2, LogFD: 5, Stdin: true, StdinOnce: true,
 	}
 }
 
 func TestMessagesSurviveTheWire(t *testing.T) {
-	setup := &Setup{PodID: "p", Title: "ns/n", Hostname: "h", Sysctls: [][2]string{{"net.x", "1"}}, ShmSize: 1 << 26, HostNet: true, SharedPID: true, Procs: 9}
+	setup := &Setup{PodID: "p", Title: "ns/n", Hostname: "h", Sysctls: [][2]string{{"net.x", "1"}}, ShmSize: 1 << 26, HostNet: true, SharedPID: true}
 	if got, err := DecodeSetup(setup.Encode()); err != nil || !cmp.Equal(got, setup) {
 		t.Errorf("Setup: %v\n%s", err, cmp.Diff(setup, got))
 	}
@@ -158,7 +158,7 @@ func TestMessagesSurviveTheWire(t *testing.T) {
 	if got, err := DecodeContainer(c.Encode(), 6); err != nil || !cmp.Equal(got, c) {
 		t.Errorf("Container: %v\n%s", err, cmp.Diff(c, got))
 	}
-	x := &Exec{ContainerID: "c", ExecID: "e", Process: c.Process, CgroupFD: 3, ProcsFD: -1}
+	x := &Exec{ContainerID: "c", ExecID: "e", Process: c.Process, CgroupFD: 3, TasksFD: -1}
 	if got, err := DecodeExec(x.Encode(), 4); err != nil || !cmp.Equal(got, x) {
 		t.Errorf("Exec: %v\n%s", err, cmp.Diff(x, got))
 	}
@@ -191,8 +191,8 @@ func TestDecodeContainerRefusesIndicesWithoutDescriptor(t *testing.T) {
 		{"negative mount", func(c *Container) { c.Mounts[1].FD = -1 }},
 		{"null", func(c *Container) { c.NullFD = 9 }},
 		{"masks without a null device", func(c *Container) { c.NullFD, c.Masked = -1, []string{"/proc/kcore"} }},
-		{"last of the cgroup files", func(c *Container) { c.Procs = 4 }},
-		{"huge count", func(c *Container) { c.Procs = 1 << 62 }},
+		{"last of the cgroup files", func(c *Container) { c.Tasks = 4 }},
+		{"huge count", func(c *Container) { c.Tasks = 1 << 62 }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

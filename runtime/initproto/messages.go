@@ -4,7 +4,7 @@ package initproto
 type Type uint8
 
 const (
-	TypeSetup      Type = iota + 1 // daemon → pod init, first message; fds: listener, journal, then v1 cgroup.procs
+	TypeSetup      Type = iota + 1 // daemon → pod init, first message; fds: listener, journal
 	TypeReady                      // pod init → daemon: set up, or accepted a new connection
 	TypeCreate                     // daemon → pod init: Container + fds
 	TypeStart                      // daemon → pod init: ID
@@ -34,7 +34,6 @@ type Setup struct {
 	ShmSize   uint64 // bytes; 0: no pod-wide /dev/shm
 	HostNet   bool   // lo is not ours to bring up
 	SharedPID bool   // start the reaper
-	Procs     int    // how many cgroup.procs fds follow the listener and the journal
 }
 
 // Encode returns the body.
@@ -47,7 +46,6 @@ func (s *Setup) Encode() []byte {
 	e.uint(s.ShmSize)
 	e.bool(s.HostNet)
 	e.bool(s.SharedPID)
-	e.uint(uint64(s.Procs))
 	return e.b
 }
 
@@ -59,7 +57,7 @@ func DecodeSetup(b []byte) (*Setup, error) {
 		Title:    d.string(),
 		Hostname: d.string(),
 		Sysctls:  unlist(d, func(d *decoder) [2]string { return [2]string{d.string(), d.string()} }),
-		ShmSize:  d.uint(), HostNet: d.bool(), SharedPID: d.bool(), Procs: int(d.uint()),
+		ShmSize:  d.uint(), HostNet: d.bool(), SharedPID: d.bool(),
 	}
 	return s, d.end()
 }

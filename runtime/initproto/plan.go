@@ -103,8 +103,8 @@ type Container struct {
 	Readonly     []string
 
 	CgroupFD int // directory to be born in; -1: none
-	ProcsFD  int // first of Procs consecutive cgroup.procs files; -1: none
-	Procs    int
+	TasksFD  int // first of Tasks consecutive v1 tasks files, which the cloning thread enters; -1: none
+	Tasks    int
 	LogFD    int // -1: output is dropped
 
 	Stdin     bool
@@ -118,8 +118,8 @@ type Exec struct {
 	ExecID      string
 	Process     Process
 	CgroupFD    int
-	ProcsFD     int
-	Procs       int
+	TasksFD     int
+	Tasks       int
 }
 
 func (p *Process) encode(e *encoder) {
@@ -206,8 +206,8 @@ func (c *Container) Encode() []byte {
 	e.strings(c.Masked)
 	e.strings(c.Readonly)
 	e.int(int64(c.CgroupFD))
-	e.int(int64(c.ProcsFD))
-	e.uint(uint64(c.Procs))
+	e.int(int64(c.TasksFD))
+	e.uint(uint64(c.Tasks))
 	e.int(int64(c.LogFD))
 	e.bool(c.Stdin)
 	e.bool(c.StdinOnce)
@@ -239,7 +239,7 @@ func DecodeContainer(b []byte, nfds int) (*Container, error) {
 	c.NullFD = int(d.int())
 	c.Masked = d.strings()
 	c.Readonly = d.strings()
-	c.CgroupFD, c.ProcsFD, c.Procs = int(d.int()), int(d.int()), int(d.uint())
+	c.CgroupFD, c.TasksFD, c.Tasks = int(d.int()), int(d.int()), int(d.uint())
 	c.LogFD = int(d.int())
 	c.Stdin = d.bool()
 	c.StdinOnce = d.bool()
@@ -255,7 +255,7 @@ func DecodeContainer(b []byte, nfds int) (*Container, error) {
 		return nil, ErrMalformed
 	}
 	if !within(c.RootFD, 1, nfds) || !optional(c.NullFD, nfds) || !optional(c.CgroupFD, nfds) ||
-		!optional(c.LogFD, nfds) || c.Procs > 0 && !within(c.ProcsFD, c.Procs, nfds) {
+		!optional(c.LogFD, nfds) || c.Tasks > 0 && !within(c.TasksFD, c.Tasks, nfds) {
 		return nil, ErrMalformed
 	}
 	return c, nil
@@ -268,8 +268,8 @@ func (x *Exec) Encode() []byte {
 	e.string(x.ExecID)
 	x.Process.encode(e)
 	e.int(int64(x.CgroupFD))
-	e.int(int64(x.ProcsFD))
-	e.uint(uint64(x.Procs))
+	e.int(int64(x.TasksFD))
+	e.uint(uint64(x.Tasks))
 	return e.b
 }
 
@@ -278,11 +278,11 @@ func DecodeExec(b []byte, nfds int) (*Exec, error) {
 	d := &decoder{b: b}
 	x := &Exec{ContainerID: d.string(), ExecID: d.string()}
 	x.Process.decode(d)
-	x.CgroupFD, x.ProcsFD, x.Procs = int(d.int()), int(d.int()), int(d.uint())
+	x.CgroupFD, x.TasksFD, x.Tasks = int(d.int()), int(d.int()), int(d.uint())
 	if err := d.end(); err != nil {
 		return nil, err
 	}
-	if nfds < 3 || !optional(x.CgroupFD, nfds) || x.Procs > 0 && !within(x.ProcsFD, x.Procs, nfds) {
+	if nfds < 3 || !optional(x.CgroupFD, nfds) || x.Tasks > 0 && !within(x.TasksFD, x.Tasks, nfds) {
 		return nil, ErrMalformed
 	}
 	return x, nil

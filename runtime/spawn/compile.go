@@ -79,7 +79,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 	c.plan = initproto.Container{
 		ID: a.ID, TargetID: a.TargetID, Process: *p,
 		RootReadonly: s.Root.Readonly,
-		NullFD:       -1, CgroupFD: -1, ProcsFD: -1, LogFD: -1,
+		NullFD:       -1, CgroupFD: -1, TasksFD: -1, LogFD: -1,
 		Masked: s.Linux.MaskedPaths, Readonly: s.Linux.ReadonlyPaths,
 		Stdin: a.Stdin, StdinOnce: a.StdinOnce,
 	}
@@ -151,12 +151,12 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 	}
 	c.plan.RootFD = donate(a.Rootfs)
 	c.plan.CgroupFD = donate(a.CgroupDir)
-	for i, f := range a.CgroupProcs {
+	for i, f := range a.CgroupTasks {
 		if n := donate(f); i == 0 {
-			c.plan.ProcsFD = n
+			c.plan.TasksFD = n
 		}
 	}
-	c.plan.Procs = len(a.CgroupProcs)
+	c.plan.Tasks = len(a.CgroupTasks)
 	c.plan.LogFD = donate(a.Log)
 	return c, nil
 }
@@ -354,7 +354,7 @@ func compileExec(a *ExecArgs, shared *os.File) (x *initproto.Exec, fds []int, cl
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	x = &initproto.Exec{ContainerID: a.ContainerID, ExecID: a.ExecID, Process: *p, CgroupFD: -1, ProcsFD: -1, Procs: len(a.CgroupProcs)}
+	x = &initproto.Exec{ContainerID: a.ContainerID, ExecID: a.ExecID, Process: *p, CgroupFD: -1, TasksFD: -1, Tasks: len(a.CgroupTasks)}
 	null, err := reopen(int(shared.Fd()))
 	if err != nil {
 		return nil, nil, nil, err
@@ -369,9 +369,9 @@ func compileExec(a *ExecArgs, shared *os.File) (x *initproto.Exec, fds []int, cl
 		x.CgroupFD = len(fds)
 		fds = append(fds, int(a.CgroupDir.Fd()))
 	}
-	if len(a.CgroupProcs) > 0 {
-		x.ProcsFD = len(fds)
-		for _, f := range a.CgroupProcs {
+	if len(a.CgroupTasks) > 0 {
+		x.TasksFD = len(fds)
+		for _, f := range a.CgroupTasks {
 			fds = append(fds, int(f.Fd()))
 		}
 	}

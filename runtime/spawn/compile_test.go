@@ -43,7 +43,7 @@ func TestPlans(t *testing.T) {
 		{"cgroup-v1", func(s *specs.Spec, a *ContainerArgs) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
 			a.CgroupMounts = map[string]string{"memory": "/sys/fs/cgroup/memory/crisp/c", "cpu,cpuacct": "/sys/fs/cgroup/cpu,cpuacct/crisp/c"}
-			a.CgroupProcs = []*os.File{f, f}
+			a.CgroupTasks = []*os.File{f, f}
 			a.CgroupDir = f
 		}},
 		{"cgroup-v2", func(s *specs.Spec, a *ContainerArgs) {

@@ -64,9 +64,9 @@ type PodArgs struct {
 	Userns *IDMap
 
 	// Cgroup to be born in: DirFD for CLONE_INTO_CGROUP (nil on pure v1) and
-	// the v1 cgroup.procs files. Owned by the caller.
+	// the v1 hierarchies' tasks files, which the cloning thread enters first. Owned by the caller.
 	CgroupDir   *os.File
-	CgroupProcs []*os.File
+	CgroupTasks []*os.File
 
 	// RunDir is the pod's per-boot directory (0700, exists): StartPod makes
 	// init.sock and exits.journal in it.
@@ -121,9 +121,9 @@ type ContainerArgs struct {
 	// Rootfs is the detached overlay mount from Spawner.MountRootfs. Create hands
 	// it (a duplicate) to the pod init; the caller closes its own.
 	Rootfs *os.File
-	// CgroupDir, CgroupProcs: as in PodArgs, of the container's cgroup.
+	// CgroupDir, CgroupTasks: as in PodArgs, of the container's cgroup.
 	CgroupDir   *os.File
-	CgroupProcs []*os.File
+	CgroupTasks []*os.File
 	// CgroupMounts: what appears under /sys/fs/cgroup on v1 and hybrid hosts: name → host path of the container's cgroup. Empty on v2.
 	CgroupMounts map[string]string
 
@@ -145,7 +145,7 @@ type ExecArgs struct {
 	Seccomp      []byte
 	SeccompFlags uint32
 	CgroupDir    *os.File
-	CgroupProcs  []*os.File
+	CgroupTasks  []*os.File
 	// Stdin, Stdout, Stderr become fd 0, 1, 2; nil is /dev/null. Owned by the caller.
 	Stdin, Stdout, Stderr *os.File
 }

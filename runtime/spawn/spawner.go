@@ -97,7 +97,7 @@ func (s *Spawner) StartPod(ctx context.Context, a PodArgs, onExit func(Exit)) (*
 		flags |= unix.CLONE_NEWIPC
 	}
 	pid, pidfd, err := s.thread.clonePod(s.image, "crisp-init: "+a.Title, podEnv,
-		[4]*os.File{s.null, s.null, stderr, theirsFile}, flags, a.CgroupDir, a.Userns)
+		[4]*os.File{s.null, s.null, stderr, theirsFile}, flags, a.CgroupDir, a.CgroupTasks, a.Userns)
 	theirsFile.Close()
 	if err != nil {
 		unix.Close(ours)
@@ -139,7 +139,7 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 	}
 	setOOMScoreAdj(ctx, proc.pid)
 	setup := initproto.Setup{
-		PodID: a.ID, Title: a.Title, HostNet: a.HostNetwork, SharedPID: a.SharedPID, Procs: len(a.CgroupProcs),
+		PodID: a.ID, Title: a.Title, HostNet: a.HostNetwork, SharedPID: a.SharedPID,
 	}
 	if !a.HostNetwork {
 		setup.Hostname = a.Hostname
@@ -155,9 +155,6 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 	}
 	slices.SortFunc(setup.Sysctls, func(x, y [2]string) int { return compareStrings(x[0], y[0]) })
 	fds := []int{listener, int(journal.Fd())}
-	for _, f := range a.CgroupProcs {
-		fds = append(fds, int(f.Fd()))
-	}
 	if err := conn.Send(initproto.Message{Type: initproto.TypeSetup, Body: setup.Encode(), FDs: fds}); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("set up pod init: %w", err)
