@@ -61,7 +61,7 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 	if err := attachAt(root, newRoot); err != nil {
 		return failed("mount root file system", err)
 	}
-	r := &rootfs{fd: root, devpts: -1}
+	r := &rootfs{fd: root, dev: -1, devpts: -1}
 	if s := r.furnish(c, fds); s != nil {
 		return s
 	}
@@ -112,7 +112,12 @@ func (r *rootfs) console(p *initproto.Process, control *initproto.Conn) error {
 		return err
 	}
 	defer unix.Close(peer)
-	target, err := sys.EnsureInRoot(r.fd, "/dev/console", sys.RegularFile, sys.RefuseLinks)
+	dir, name, err := r.parent("/dev/console")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	target, err := sys.EnsureInRoot(dir, name, sys.RegularFile, sys.RefuseLinks)
 	if err != nil {
 		return err
 	}
@@ -121,16 +126,23 @@ func (r *rootfs) console(p *initproto.Process, control *initproto.Conn) error {
 	if err != nil {
 		return err
 	}
+	defer unix.Close(bind)
 	return sys.AttachMount(bind, target, "/dev/console")
 }
 
 // openTerminal makes a new terminal of the devpts instance that the directory descriptor pts leads to.
 func openTerminal(pts int, p *initproto.Process, control *initproto.Conn) (peer int, err error) {
+	if err := checkDevpts(pts); err != nil { // of an exec'd process's container: before anything there is opened
+		return -1, err
+	}
 	master, err := sys.OpenInRoot(pts, "ptmx", unix.O_RDWR|unix.O_NOCTTY, sys.RefuseLinks)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(master)
+	if err := checkDevpts(master); err != nil {
+		return -1, err
+	}
 	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
 		return -1, &sys.Error{Op: "ioctl TIOCSPTLCK", Err: err}
 	}
@@ -152,4 +164,17 @@ func openTerminal(pts int, p *initproto.Process, control *initproto.Conn) (peer 
 		return -1, &sys.Error{Op: "ioctl TIOCSCTTY", Err: err}
 	}
 	return peer, nil
+}
+
+// checkDevpts makes sure that fd is of a devpts: another file system, in user space for one, could answer openPeer with the
+// number of any descriptor of ours.
+func checkDevpts(fd int) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return &sys.Error{Op: "fstatfs /dev/pts", Err: err}
+	}
+	if st.Type != unix.DEVPTS_SUPER_MAGIC {
+		return errors.New("/dev/pts is not a devpts")
+	}
+	return nil
 }

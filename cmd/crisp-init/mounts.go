@@ -88,8 +88,16 @@ func enterRoot(root int) error {
 // descriptor, nothing through a path (R1 in docs/SECURITY).
 type rootfs struct {
 	fd     int
+	dev    int // descriptor of the tmpfs at /dev, -1 without one
 	devpts int // descriptor of the devpts mount, -1 without one
+	kernel []kernelMount
 	later  []laterReadonly
+}
+
+// kernelMount is a procfs or sysfs of ours.
+type kernelMount struct {
+	id   uint64 // of the mount, statx(2)
+	path string
 }
 
 type laterReadonly struct {
@@ -156,16 +164,59 @@ func (r *rootfs) mount(m *initproto.Mount, fds []int) error {
 		return err
 	}
 	defer unix.Close(target)
+	if err := r.checkTarget(target, m.Target); err != nil {
+		return err
+	}
 	if err := sys.AttachMount(fd, target, ""); err != nil {
 		return err
 	}
-	if m.Kind == initproto.MountDevpts {
+	switch m.Kind {
+	case initproto.MountDevpts:
 		r.devpts = fd
+	case initproto.MountTmpfs:
+		if m.Target == devDir {
+			r.dev = fd
+		}
+	case initproto.MountProc, initproto.MountSysfs:
+		id, err := mountID(fd)
+		if err != nil {
+			return err
+		}
+		r.kernel = append(r.kernel, kernelMount{id, m.Target})
 	}
 	if m.ReadonlyAfter {
 		r.later = append(r.later, laterReadonly{fd, m.Target})
 	}
 	return nil
+}
+
+const devDir = "/dev"
+
+// checkTarget refuses a target in our procfs or sysfs that is not named so: a link of the image leads there, and a
+// volume would take the place of what the kernel says (CVE-2019-16884 class).
+func (r *rootfs) checkTarget(target int, path string) error {
+	if len(r.kernel) == 0 {
+		return nil
+	}
+	id, err := mountID(target)
+	if err != nil {
+		return err
+	}
+	for _, k := range r.kernel {
+		if k.id == id && path != k.path && !strings.HasPrefix(path, k.path+"/") {
+			return errors.New("a symbolic link of the image leads into " + k.path)
+		}
+	}
+	return nil
+}
+
+// mountID identifies the mount that a descriptor leads to, statx(2), Linux 5.8.
+func mountID(fd int) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, &sys.Error{Op: "statx", Err: err}
+	}
+	return st.Mnt_id, nil
 }
 
 // source returns the detached (or, for the pod's /dev/shm, movable) mount of a step.
@@ -230,8 +281,14 @@ func (r *rootfs) link(target, path string) error {
 	return nil
 }
 
+// parent opens (makes) the directory of path. What belongs into our /dev goes there even if a volume was mounted over it, by a link
+// of the image, since: nothing of ours may appear in a directory of the host (CVE-2026-41579 class).
 func (r *rootfs) parent(path string) (dir int, name string, err error) {
 	i := strings.LastIndexByte(path, '/')
+	if below, ok := strings.CutPrefix(path[:i+1], devDir+"/"); ok && r.dev >= 0 {
+		dir, err = sys.EnsureInRoot(r.dev, below, sys.Directory, sys.RefuseLinks)
+		return dir, path[i+1:], err
+	}
 	dir, err = sys.EnsureInRoot(r.fd, path[:i], sys.Directory, sys.FollowInRoot)
 	return dir, path[i+1:], err
 }

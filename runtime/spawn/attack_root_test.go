@@ -283,3 +283,109 @@ func TestStoppedPodInit(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// layer gives the image links, as path → target.
+func (h *host) layer(links map[string]string) {
+	h.t.Helper()
+	for path, target := range links {
+		if err := os.Symlink(target, filepath.Join(h.lower(), path)); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// SEC-13 by way of a volume: the image leads a mount of the pod over /dev, and nodes and links would be made on the host.
+func TestVolumeLedOverDev(t *testing.T) {
+	h := newHost(t)
+	h.layer(map[string]string{"data": "/dev"})
+	p := h.pod(nil)
+	volume := filepath.Join(h.dir, "volume")
+	if err := os.Mkdir(volume, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(volume, "null"), []byte("canary"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tty := range []bool{false, true} {
+		spec := exampleSpec("/bin/payload", "true")
+		spec.Process.Terminal = tty
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: volume})
+		p.run(spec, nil)
+		entries, err := os.ReadDir(volume)
+		b, _ := os.ReadFile(filepath.Join(volume, "null"))
+		if err != nil || len(entries) != 1 || string(b) != "canary" {
+			t.Fatalf("the volume has %v, error %v, null says %q; want it untouched", entries, err, b)
+		}
+	}
+}
+
+// CVE-2019-16884 class: the image leads a mount of the pod over /proc or /sys.
+func TestVolumeLedIntoTheKernelsFileSystems(t *testing.T) {
+	h := newHost(t)
+	h.layer(map[string]string{"a": "/proc", "b": "/../proc/sys/", "c": "proc/self/attr", "d": "/sys/fs", "e": "/tmp"})
+	p := h.pod(nil)
+	for _, tt := range []struct {
+		path    string
+		refused bool
+	}{{"/a", true}, {"/a/sys/net", true}, {"/b", true}, {"/c", true}, {"/d", true}, {"/e", false}, {"/proc/sys/kernel", false}} {
+		spec := exampleSpec("/bin/payload", "true")
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: tt.path, Type: "bind", Source: h.dir})
+		id, _ := p.create(spec, nil)
+		_, _, err := p.Start(h.ctx(), id)
+		if refused := err != nil && strings.Contains(err.Error(), "symbolic link of the image"); refused != tt.refused {
+			t.Errorf("mount at %s: got %v, want it refused: %t", tt.path, err, tt.refused)
+		}
+		if err == nil {
+			<-p.exits
+		}
+	}
+}
+
+// A terminal comes from a devpts or not at all, whatever the container has made of /dev/pts.
+func TestTerminalOfSomethingElse(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(nil)
+	pts := filepath.Join(h.dir, "pts")
+	if err := os.Mkdir(pts, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mknod(filepath.Join(pts, "ptmx"), unix.S_IFIFO|0o666, 0); err != nil {
+		t.Fatal(err)
+	}
+	spec := exampleSpec("/bin/payload", "sleep", "1000")
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/dev/pts", Type: "bind", Source: pts})
+	id, _ := p.start(spec, nil)
+	proc := *spec.Process
+	proc.Terminal = true
+	if _, err := p.Exec(h.ctx(), ExecArgs{ContainerID: id, ExecID: "tty", Process: &proc}); err == nil || !strings.Contains(err.Error(), "not a devpts") {
+		t.Errorf("got %v, want a refusal", err)
+	}
+}
+
+// A source that is a link lies on the mount it leads to, not on the one its name suggests.
+func TestPropagationOfALinkedSource(t *testing.T) {
+	h := newHost(t)
+	shared := filepath.Join(h.dir, "shared")
+	link := filepath.Join(h.dir, "private", "link")
+	for _, d := range []string{shared, filepath.Dir(link)} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(d, d, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(d, unix.MNT_DETACH) })
+	}
+	if err := errors.Join(unix.Mount("", shared, "", unix.MS_SHARED, ""), unix.Mount("", filepath.Dir(link), "", unix.MS_PRIVATE, ""),
+		os.Symlink(shared, link)); err != nil {
+		t.Fatal(err)
+	}
+	s := source{path: link, mount: 0, propagation: unix.MS_SHARED}
+	if err := s.checkPropagation(); err != nil {
+		t.Errorf("link to a shared mount: %v", err)
+	}
+	s.path = filepath.Dir(link)
+	if err := s.checkPropagation(); !errors.Is(err, ErrInvalid) {
+		t.Errorf("private mount: got %v, want ErrInvalid", err)
+	}
+}

@@ -102,7 +102,7 @@ func (s *source) open(userns int) (fd int, isFile bool, err error) {
 		return fd, false, errors.New("is not the null device (character device 1:3)")
 	}
 	if s.propagation != unix.MS_PRIVATE {
-		if err := s.checkPropagation(fd); err != nil {
+		if err := s.checkPropagation(); err != nil {
 			return fd, false, err
 		}
 	}
@@ -149,20 +149,22 @@ func idmapMount(fd, userns int, recursive bool) error {
 
 // checkPropagation: mounts can travel only through a shared mount (HostToContainer: or one that is
 // itself a slave), mount_namespaces(7).
-func (s *source) checkPropagation(fd int) error {
-	infos, err := mountinfo.GetMounts(mountinfo.ParentsFilter(s.path))
+func (s *source) checkPropagation() error {
+	var st unix.Statx_t // by the mount's id: the path may lead through links
+	if err := unix.Statx(unix.AT_FDCWD, s.path, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return os.NewSyscallError("statx", err)
+	}
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		found := uint64(i.ID) == st.Mnt_id
+		return !found, found
+	})
 	if err != nil {
 		return err
 	}
-	var of *mountinfo.Info // the innermost, and of those stacked the last
-	for _, i := range infos {
-		if of == nil || len(i.Mountpoint) >= len(of.Mountpoint) {
-			of = i
-		}
-	}
-	if of == nil {
+	if len(infos) != 1 {
 		return errors.New("its mount is not in /proc/self/mountinfo")
 	}
+	of := infos[0]
 	shared := strings.Contains(of.Optional, "shared:")
 	slave := strings.Contains(of.Optional, "master:")
 	if s.propagation == unix.MS_SHARED && !shared {

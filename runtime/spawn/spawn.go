@@ -110,7 +110,7 @@ const (
 type ContainerArgs struct {
 	ID string // 64 hex digits
 	// Spec is the OCI runtime specification: Process, Mounts, Hostname unused,
-	// Linux.{MaskedPaths,ReadonlyPaths,Devices,RootfsPropagation}. Linux.Resources and
+	// Linux.{MaskedPaths,ReadonlyPaths,Devices,Namespaces (cgroup only)}. Linux.Resources and
 	// Linux.Seccomp are not read: the cgroup is made by the caller, the filter comes compiled.
 	// Mounts: type "bind" (options bind/rbind, ro/rw/rro, private/rprivate/rslave/rshared, nosuid, nodev,
 	// noexec), proc, sysfs, tmpfs, devpts, mqueue, cgroup; the special source
