@@ -27,7 +27,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"syscall"
 	"time"
 
@@ -205,21 +204,24 @@ func inside(o options) (good bool, err error) {
 			return false, err
 		}
 	}
-	verdict := judge(report, expected, o.focus == "" && len(o.args) == 0)
-	verdict.print(os.Stdout)
-	if verdict.bad() {
-		fmt.Printf("critest's words are in %s, crispd's in %s\n", filepath.Join(o.out, "critest.log"), log.Name())
-	}
-
 	// Namespaces and v1 cgroups go a moment after the last call.
 	settle, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	diff, err := scope.Settle(settle, before)
-	diff = slices.DeleteFunc(diff, func(d leak.Difference) bool { return d.Kind == leak.SysV }) // critest's own (ipcmk)
-	if len(diff) > 0 {
-		fmt.Printf("after critest, with crispd still running:\n%s", leak.Format(diff, 30))
+	if err != nil {
+		return false, err
 	}
-	return !verdict.bad() && len(diff) == 0, err
+	verdict := judge(report, expected, o.focus == "" && len(o.args) == 0)
+	for _, d := range diff {
+		if d.Kind != leak.SysV { // critest's own (ipcmk)
+			verdict.lines = append(verdict.lines, "LEAK  after critest, with crispd still running: "+d.String())
+		}
+	}
+	if verdict.bad() {
+		fmt.Printf("critest's words are in %s, crispd's in %s\n", filepath.Join(o.out, "critest.log"), log.Name())
+	}
+	verdict.print(os.Stdout)
+	return !verdict.bad(), nil
 }
 
 // warmUp runs and removes a pod with everything that crispd does once and keeps:

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 )
 
 // report is what is read of ginkgo's JSON report (ginkgo/v2/types Report,
@@ -24,7 +23,6 @@ type spec struct {
 	LeafNodeType            string // "It"; others are set-ups, such as "BeforeSuite"
 	LeafNodeText            string
 	State                   string // "passed", "skipped", "pending", or a kind of failure
-	RunTime                 time.Duration
 	Failure                 struct {
 		Message  string
 		Location struct {
@@ -96,8 +94,7 @@ func (e expectation) covers(name string) bool {
 // verdict is what came of a run.
 type verdict struct {
 	passed, failed, skipped int
-	took                    time.Duration // of all specs
-	lines                   []string      // one for each failure, unexpected skip and stale expectation
+	lines                   []string // one for each failure, unexpected skip, stale expectation and leak
 }
 
 func (v *verdict) bad() bool { return len(v.lines) > 0 || v.passed == 0 }
@@ -110,7 +107,6 @@ func judge(r *report, expected []expectation, whole bool) *verdict {
 	used := make([]bool, len(expected))
 	for i := range r.SpecReports {
 		s := &r.SpecReports[i]
-		v.took += s.RunTime
 		name := s.name()
 		known := false
 		for i, e := range expected {
@@ -177,5 +173,5 @@ func (v *verdict) print(w io.Writer) {
 	for _, l := range v.lines {
 		fmt.Fprintln(w, l)
 	}
-	fmt.Fprintf(w, "critest: %d passed, %d failed, %d skipped in %d s\n", v.passed, v.failed, v.skipped, int(v.took.Seconds()))
+	fmt.Fprintf(w, "%d passed, %d failed, %d skipped\n", v.passed, v.failed, v.skipped)
 }
