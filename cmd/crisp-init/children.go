@@ -32,6 +32,18 @@ type child struct {
 	at     time.Time
 }
 
+// ends waits for the end of the child, for a while.
+func (c *child) ends(within time.Duration) bool {
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case <-c.done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
 func (c *children) init() {
 	c.alive = map[int]*child{}
 	c.signals = make(chan os.Signal, 1) // SIGCHLD says "look", it does not count

@@ -440,6 +440,11 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	s := stdio{child: [3]int{m.TakeFD(0), m.TakeFD(1), m.TakeFD(2)}, ours: [3]int{-1, -1, -1}}
 	l, reply := p.run(b, &s, initproto.Message{Type: initproto.TypeRun, Body: inner.Encode(), FDs: fds})
 	if reply.Type == initproto.TypeFailed {
+		// With the container's first process the kernel ends its PID namespace: clone(2) says ENOMEM then, and who
+		// was born before is killed. Both look like a want of memory.
+		if f, err := initproto.DecodeFailure(reply.Body); err == nil && f.Errno == uint32(unix.ENOMEM) && c.child.ends(drainTime) {
+			return failure(initproto.FailState, "exec: the container has exited", unix.ESRCH)
+		}
 		return reply
 	}
 	if l.console >= 0 { // the daemon serves this terminal; it ends with the daemon

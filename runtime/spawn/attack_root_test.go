@@ -389,3 +389,35 @@ func TestPropagationOfALinkedSource(t *testing.T) {
 		t.Errorf("private mount: got %v, want ErrInvalid", err)
 	}
 }
+
+// The end of a container kills what is being started in it; that is not a want of memory.
+func TestExecAtTheEndOfItsContainer(t *testing.T) {
+	p := newHost(t).pod(nil)
+	spec := exampleSpec("/bin/payload", "sleep", "1000")
+	for range 10 {
+		id, pid := p.start(spec, nil)
+		proc := *spec.Process
+		proc.Args = []string{"/bin/payload", "sleep", "1000"}
+		result := make(chan error, 4)
+		for range cap(result) {
+			go func() {
+				x, err := p.Exec(p.h.ctx(), ExecArgs{ContainerID: id, ExecID: newID()[:16], Process: &proc})
+				if err == nil {
+					_, err = x.Wait(p.h.ctx())
+				}
+				result <- err
+			}()
+		}
+		for len(children(t, p.PID())) < 3 && len(result) == 0 { // some are on their way
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for range cap(result) {
+			if err := <-result; err != nil && !errors.Is(err, ErrState) {
+				t.Errorf("got %v, want nil or ErrState", err)
+			}
+		}
+		<-p.exits
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -94,15 +95,13 @@ func (p *Pod) UserNS() (*os.File, error) {
 
 func (p *Pod) namespace(name string) (*os.File, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", p.handle.PID, name))
-	select {
-	case <-p.proc.done: // the pid may be somebody else's by now
+	if !p.proc.alive() { // the pid may have been somebody else's
 		if err == nil {
 			f.Close()
 		}
 		return nil, ErrGone
-	default:
-		return f, err
 	}
+	return f, err
 }
 
 // Close ends the daemon's side; the pod lives on.
@@ -389,6 +388,7 @@ func (p *Pod) target(ctx context.Context, t initproto.Type, id string, number in
 // It opens the sources of the mounts: a source on a dead network mount hangs that call only, until
 // ctx ends, and leaks one thread for as long as the mount is dead.
 func (p *Pod) Create(ctx context.Context, a ContainerArgs) error {
+	defer runtime.KeepAlive(&a) // we go on with the numbers of its files
 	c, err := compile(&a, p.handle.Userns)
 	if err != nil {
 		return err
@@ -441,6 +441,7 @@ func (p *Pod) Remove(ctx context.Context, id string) error {
 // ReopenLog gives a container's log a new file. When it returns no byte goes to the old one. The file stays the caller's.
 func (p *Pod) ReopenLog(ctx context.Context, id string, log *os.File) error {
 	_, err := p.target(ctx, initproto.TypeReopen, id, 0, int(log.Fd()))
+	runtime.KeepAlive(log)
 	return err
 }
 
@@ -464,6 +465,8 @@ func (p *Pod) Attach(ctx context.Context, id string, stdin bool, stdout, stderr 
 		fds = append(fds, int(stderr.Fd()))
 	}
 	r, err := p.target(ctx, initproto.TypeAttach, id, bits, fds...)
+	runtime.KeepAlive(stdout)
+	runtime.KeepAlive(stderr)
 	if err != nil || len(r.FDs) == 0 {
 		return nil, err
 	}
@@ -568,6 +571,7 @@ type Exec struct {
 
 // Exec starts one more process in a running container. A *StartError says that it could not be started.
 func (p *Pod) Exec(ctx context.Context, a ExecArgs) (*Exec, error) {
+	defer runtime.KeepAlive(&a) // we go on with the numbers of its files
 	x, fds, closeNull, err := compileExec(&a, p.null)
 	if err != nil {
 		return nil, err

@@ -50,11 +50,34 @@ func watchProcess(pid, pidfd int, child bool) (*process, error) {
 		}
 		if p.child {
 			var si unix.Siginfo
-			_ = unix.Waitid(unix.P_PIDFD, number, &si, unix.WEXITED, nil) // reaps; ECHILD if somebody was faster
+			for unix.Waitid(unix.P_PIDFD, number, &si, unix.WEXITED, nil) == unix.EINTR { // reaps; ECHILD if somebody was faster
+			}
 		}
 		close(p.done)
 	}()
 	return p, nil
+}
+
+// alive asks the kernel rather than the watcher, who may not have heard yet: what was opened by the pid before the answer yes was
+// the process's own.
+func (p *process) alive() bool {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return false
+	}
+	alive := false
+	err = raw.Control(func(fd uintptr) {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // readable: dead, pidfd_open(2)
+		for {
+			n, err := unix.Poll(poll, 0)
+			if err == unix.EINTR {
+				continue
+			}
+			alive = err == nil && n == 0
+			return
+		}
+	})
+	return err == nil && alive
 }
 
 func (p *process) kill() error {
