@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -225,5 +226,14 @@ func (w *world) warmUp() error {
 	if err == nil {
 		_, _, err = w.rt.ExecSync(ctx, c, []string{"/payload", "true"}, 10*time.Second)
 	}
-	return errors.Join(err, w.rt.StopPodSandbox(ctx, id), w.rt.RemovePodSandbox(ctx, id), os.RemoveAll(pc.LogDirectory))
+	err = errors.Join(err, w.rt.StopPodSandbox(ctx, id), w.rt.RemovePodSandbox(ctx, id), os.RemoveAll(pc.LogDirectory))
+	// And many at a time: threads and sockets of the busiest moment stay.
+	var wg sync.WaitGroup
+	errs := make([]error, 24)
+	for i := range errs {
+		cfg := w.podConfig("warm-up")
+		wg.Go(func() { errs[i] = w.life(ctx, cfg) })
+	}
+	wg.Wait()
+	return errors.Join(err, errors.Join(errs...))
 }
