@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/crisp-cri/crisp/network"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
 	"github.com/crisp-cri/crisp/runtime/spawn"
 )
@@ -212,6 +214,41 @@ func TestLife(t *testing.T) {
 		t.Errorf("got %v, want ErrNotFound", err)
 	}
 	d.removeAll()
+}
+
+// lateNetwork chooses another network for each pod, as package auto does, and knows its addresses only when it is set up, as CNI does.
+type lateNetwork struct{ *fakeNetwork }
+
+func (lateNetwork) Name() string { return "late" }
+
+func (n lateNetwork) Plan(ctx context.Context, p network.Pod) (network.Result, error) {
+	_, err := n.fakeNetwork.Plan(ctx, p)
+	return network.Result{Provider: n.fakeNetwork.Name()}, err
+}
+
+func (n lateNetwork) Setup(ctx context.Context, p network.Pod, r network.Result) (network.Result, error) {
+	r.IPs = []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
+	return n.fakeNetwork.Setup(ctx, p, r)
+}
+
+func (lateNetwork) Teardown(context.Context, network.Pod, network.Result) error {
+	return errors.New("the pod has another network")
+}
+
+func (lateNetwork) Restore(context.Context, map[string]network.Restored) error { return nil }
+
+func TestAddressesFromSetup(t *testing.T) {
+	w := newWorld(t)
+	d := w.daemon(func(c *Config) { c.Network, c.Networks = lateNetwork{w.network}, []network.Network{w.network} })
+	defer d.close()
+	p := d.mustPod(d.run("a"))
+	if got := fmt.Sprint(p.IPs); got != "[10.0.0.1 fd00::1]" {
+		t.Errorf("got addresses %s", got)
+	}
+	if b, err := os.ReadFile(p.Hosts); err != nil || !strings.Contains(string(b), "10.0.0.1\ta\n") || !strings.Contains(string(b), "fd00::1\ta\n") {
+		t.Errorf("got hosts %q, %v", b, err)
+	}
+	d.removeAll() // by the network that the pod was born with
 }
 
 func TestHostNetwork(t *testing.T) {

@@ -224,7 +224,7 @@ func (n *CNI) setup(ctx context.Context, p network.Pod, planned network.Result) 
 	if err != nil {
 		return network.Result{}, err
 	}
-	defer os.RemoveAll(scratch) // else the next New does
+	defer func() { _ = os.RemoveAll(scratch) }() // else the next New does
 	lib := libcni.NewCNIConfigWithCacheDir(n.cfg.BinDirs, scratch, op.runner)
 	result, err := lib.AddNetworkList(op.ctx, op.list, op.request)
 	if err != nil {

@@ -191,3 +191,16 @@ func TestAddressesInterface(t *testing.T) {
 		t.Errorf("got %v, %v", ips, err)
 	}
 }
+
+// What reading the directory every confPeriod costs.
+func BenchmarkLoadDir(b *testing.B) {
+	w := newWorld(b)
+	for _, name := range []string{"10", "20", "30"} {
+		w.write(name+".conflist", w.list("1.0.0", "net", nil, "one", "two"))
+	}
+	for b.Loop() {
+		if f := loadDir(w.conf); f.list == nil {
+			b.Fatal(f.problems)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -137,7 +138,8 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), stdout, stderr
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
-	cmd.Cancel = func() error { return killGroup(cmd.Process.Pid) }
+	group := &group{}
+	cmd.Cancel = func() error { return group.kill(cmd.Process.Pid) }
 	cmd.WaitDelay = outputDelay
 	err := netns.Do(r.netns, func() error {
 		runtime.LockOSThread()
@@ -145,9 +147,8 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 		if err := cmd.Start(); err != nil {
 			return err
 		}
-		// Before it is reaped: while it is a zombie nobody else can get its number.
 		awaitExit(cmd.Process.Pid)
-		_ = killGroup(cmd.Process.Pid) // ESRCH: it was alone
+		group.end(cmd.Process.Pid)
 		return cmd.Wait()
 	})
 	if len(stderr.text) > 0 {
@@ -198,12 +199,28 @@ func verbOf(env []string) string {
 	return ""
 }
 
-func killGroup(leader int) error {
-	err := unix.Kill(-leader, unix.SIGKILL)
-	if errors.Is(err, unix.ESRCH) {
+// group is a plugin's process group, which is killed by its number: only as long as
+// the plugin is not reaped, for until then nobody else can get that number.
+type group struct {
+	mu    sync.Mutex
+	ended bool
+}
+
+func (g *group) kill(leader int) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ended {
 		return os.ErrProcessDone
 	}
-	return err
+	return unix.Kill(-leader, unix.SIGKILL) // a process group has no pidfd
+}
+
+// end kills what is left, before the leader is reaped.
+func (g *group) end(leader int) {
+	_ = g.kill(leader) // there is nothing to be done about who cannot be killed
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = true
 }
 
 // awaitExit waits for the end of a child without reaping it.
