@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,7 @@ func (p *testPod) exec(id string, spec *specs.Spec, args ...string) string {
 	defer r.Close()
 	proc := *spec.Process
 	proc.Args = append([]string{"/bin/payload"}, args...)
+	proc.Terminal = false
 	x, err := p.Exec(p.h.ctx(), ExecArgs{ContainerID: id, ExecID: newID()[:16], Process: &proc, Stdout: w, Stderr: w})
 	w.Close()
 	if err != nil {
@@ -419,5 +421,91 @@ func TestExecAtTheEndOfItsContainer(t *testing.T) {
 			}
 		}
 		<-p.exits
+	}
+}
+
+// openFiles are what the descriptors of a process lead to.
+func openFiles(t *testing.T, pid int) []string {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var l []string
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil {
+			l = append(l, to)
+		}
+	}
+	return l
+}
+
+// Containers and exec'd processes, good and bad, leave no descriptor, in the pod's init nor here.
+func TestNoDescriptorIsLeftBehind(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(func(a *PodArgs) { a.SharedPID = true })
+	volume := func(s *specs.Spec, source string) *specs.Spec {
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/volume", Type: "bind", Source: source, Options: []string{"rbind"}})
+		return s
+	}
+	cycle := func() {
+		tty := volume(exampleSpec("/bin/payload", "sleep", "1000"), h.dir)
+		tty.Process.Terminal = true
+		id, pid := p.start(tty, func(a *ContainerArgs) { a.PID = PIDPod; a.Stdin = true })
+		p.exec(id, tty, "true")
+		proc := *tty.Process
+		for _, args := range [][]string{{"/bin/payload", "true"}, {"/none"}} {
+			proc.Args = args
+			if x, err := p.Exec(h.ctx(), ExecArgs{ContainerID: id, ExecID: newID()[:16], Process: &proc}); err == nil {
+				x.TakeTerminal().Close()
+				if _, err := x.Wait(h.ctx()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdin, err := p.Attach(h.ctx(), id, true, w, nil)
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdin.Close()
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-p.exits
+		_, _ = io.Copy(io.Discard, r) // the init has let go of its end
+		r.Close()
+		if err := p.Remove(h.ctx(), id); err != nil {
+			t.Fatal(err)
+		}
+		for _, bad := range []*specs.Spec{exampleSpec("/none"), volume(exampleSpec("/bin/payload", "true"), "/proc/self/mounts")} {
+			bad.Mounts[0].Options = append(bad.Mounts[0].Options, "unknown=option")
+			id, _ := p.create(bad, nil)
+			if _, _, err := p.Start(h.ctx(), id); err == nil {
+				t.Fatal("a start with an unknown mount option succeeded")
+			}
+			if err := p.Remove(h.ctx(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id, _ = p.create(exampleSpec("/bin/payload", "true"), nil) // never started
+		if err := p.Remove(h.ctx(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cycle()
+	before, ours := openFiles(t, p.PID()), openFiles(t, os.Getpid())
+	for range 5 {
+		cycle()
+	}
+	if after := openFiles(t, p.PID()); len(after) != len(before) {
+		t.Errorf("the pod's init has %d descriptors, had %d:\n%s", len(after), len(before), strings.Join(after, "\n"))
+	}
+	if after := openFiles(t, os.Getpid()); len(after) > len(ours) {
+		t.Errorf("we have %d descriptors, had %d:\n%s", len(after), len(ours), strings.Join(after, "\n"))
 	}
 }
