@@ -43,7 +43,8 @@ func main() {
 		oomScoreErr = setOOMScoreAdj(os.Args[2])
 	}
 	// Nobody may look into us with ptrace(2) or /proc/PID/{fd,mem,root}: between setns and execve we
-	// are visible in the container's PID namespace (CVE-2016-9962).
+	// are visible in the container's PID namespace (CVE-2016-9962). A container that was given CAP_SYS_PTRACE, and has no user
+	// namespace between itself and us, still may: then it can reach what we can, which is the host.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		fatal("prctl PR_SET_DUMPABLE", err)
 	}

@@ -596,6 +596,9 @@ func (p *Pod) Exec(ctx context.Context, a ExecArgs) (*Exec, error) {
 	e := &Exec{pid: s.PID, exit: exit, done: p.proc.done}
 	if len(r.FDs) == 1 {
 		if e.terminal, err = openStream(r.TakeFD(0), "terminal"); err != nil {
+			p.mu.Lock()
+			delete(p.execs, a.ExecID)
+			p.mu.Unlock()
 			return nil, err
 		}
 	}
