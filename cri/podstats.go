@@ -87,6 +87,7 @@ func (s *runtimeService) podStats(ctx context.Context, pod *podsandbox.Pod, runn
 	}
 	var total runtimeapi.ContainerStats
 	cgroupStats(&total, stats.Cgroup)
+	total.Cpu.UsageNanoCores = s.rates.of(pod.ID, stats.Cgroup.At, stats.Cgroup.CPU.Usage)
 	at := stats.Cgroup.At.UnixNano()
 	out := &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{

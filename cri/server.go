@@ -221,6 +221,7 @@ type runtimeService struct {
 	lookUp       func(context.Context, *runtimeapi.ContainerConfig, *runtimeapi.SecurityProfile) (*found, error)
 	draining     <-chan struct{} // closed when streams of events are to end
 	senders      *sync.WaitGroup // goroutines that can outlive their call for a moment
+	rates        rates
 }
 
 // imageService implements the ImageService.

@@ -61,6 +61,7 @@ func (s *runtimeService) statsOf(ctr *podsandbox.Container) (*runtimeapi.Contain
 	}}
 	if stats.Cgroup != nil {
 		cgroupStats(out, stats.Cgroup)
+		out.Cpu.UsageNanoCores = s.rates.of(ctr.ID, stats.Cgroup.At, stats.Cgroup.CPU.Usage)
 	}
 	if !stats.WritableAt.IsZero() { // measured at least once
 		out.WritableLayer = &runtimeapi.FilesystemUsage{

@@ -55,6 +55,10 @@ func TestPodStats(t *testing.T) {
 	if len(l.GetContainers()) != 1 || l.Containers[0].GetAttributes().GetId() != c.id {
 		t.Fatalf("got containers %v, want %s alone and not %s, which does not run", l.Containers, c.id, idle.id)
 	}
+	eventually(t, "the rate is known, a second after the first question", func() bool {
+		cpu := p.stats().GetLinux().GetCpu()
+		return cpu.GetUsageNanoCores() != nil && cpu.UsageNanoCores.Value < uint64(64*time.Second)
+	})
 	if one, all := l.Containers[0].Cpu.UsageCoreNanoSeconds.Value, p.stats().Linux.Cpu.UsageCoreNanoSeconds.Value; one > all {
 		t.Errorf("the container used more CPU (%d ns) than its pod a moment later (%d ns)", one, all)
 	}
