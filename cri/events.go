@@ -50,7 +50,7 @@ func (s *runtimeService) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stre
 // sendEvents ends with the subscription, or with the stream.
 func (s *runtimeService) sendEvents(sub *podsandbox.Subscription, stream grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
 	for e := range sub.Events() {
-		m, err := s.criEvent(&e)
+		m, err := s.criEvent(e)
 		if err != nil {
 			return err
 		}

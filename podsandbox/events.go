@@ -34,8 +34,8 @@ type Event struct {
 	Containers []*Container
 }
 
-// subscriptionSize is how many events wait for one reader: a pod of ten containers has some 40 in its whole life. An
-// event is some 100 bytes and shares its snapshots with the lists.
+// subscriptionSize is how many events wait for one reader: a pod of ten containers has some 40 in its whole life. A queue
+// is 32 KiB; an event is some 100 bytes, one for all readers, and shares its snapshots with the lists.
 const subscriptionSize = 4096
 
 // Feed hands events to those who subscribed. The zero value is ready. Safe for concurrent use; nothing in it
@@ -51,7 +51,7 @@ type Feed struct {
 // Subscription is one reader's queue of events. Made by Subscribe; it ends by Close, with the feed, or when it is full.
 type Subscription struct {
 	feed  *Feed
-	queue chan Event    // written and closed by feed, with its mu held
+	queue chan *Event   // written and closed by feed, with its mu held
 	ended chan struct{} // closed by feed with queue
 	err   error         // guarded by feed.mu: why it ended
 }
@@ -64,7 +64,7 @@ func (f *Feed) Subscribe() (*Subscription, error) {
 	if f.ended != nil {
 		return nil, f.ended
 	}
-	s := &Subscription{feed: f, queue: make(chan Event, subscriptionSize), ended: make(chan struct{})}
+	s := &Subscription{feed: f, queue: make(chan *Event, subscriptionSize), ended: make(chan struct{})}
 	if f.open == nil {
 		f.open = map[*Subscription]struct{}{}
 	}
@@ -79,7 +79,7 @@ func (f *Feed) Announce(e Event) {
 	defer f.mu.Unlock()
 	for s := range f.open {
 		select {
-		case s.queue <- e:
+		case s.queue <- &e:
 		default:
 			f.endLocked(s, fmt.Errorf("%w: %d events wait for it", ErrSlow, subscriptionSize))
 		}
@@ -107,8 +107,8 @@ func (f *Feed) endLocked(s *Subscription, why error) {
 	close(s.ended)
 }
 
-// Events is closed when the subscription ends, behind what is still in the queue.
-func (s *Subscription) Events() <-chan Event { return s.queue }
+// Events is closed when the subscription ends, behind what is still in the queue. What it gives is others' too: read-only.
+func (s *Subscription) Events() <-chan *Event { return s.queue }
 
 // Ended is closed when the subscription ends, at once.
 func (s *Subscription) Ended() <-chan struct{} { return s.ended }

@@ -15,7 +15,7 @@ type happened struct {
 }
 
 // waiting takes what is in the queue. The Manager puts an event there before the call that caused it returns.
-func waiting(t *testing.T, s *Subscription) (l []Event) {
+func waiting(t *testing.T, s *Subscription) (l []*Event) {
 	t.Helper()
 	for {
 		select {
@@ -27,7 +27,7 @@ func waiting(t *testing.T, s *Subscription) (l []Event) {
 	}
 }
 
-func short(l []Event) (out []happened) {
+func short(l []*Event) (out []happened) {
 	for _, e := range l {
 		out = append(out, happened{e.Kind, e.ID})
 	}
@@ -44,7 +44,7 @@ func TestEventsOfALife(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	check := func(step string, want ...happened) []Event {
+	check := func(step string, want ...happened) []*Event {
 		t.Helper()
 		got := waiting(t, s)
 		if !slices.Equal(short(got), want) {
