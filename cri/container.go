@@ -335,7 +335,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtimeapi.Contai
 	resp := &runtimeapi.ContainerStatusResponse{Status: status}
 	if r.GetVerbose() {
 		resp.Info, err = inJSON(map[string]any{"info": &info{
-			SandboxID: ctr.PodID, PID: ctr.PID, CgroupPath: ctr.CgroupPath, UpperDir: ctr.UpperDir,
+			SandboxID: ctr.PodID, PID: ctr.PID, CgroupPath: ctr.CgroupPath, UpperDir: ctr.UpperDir, LogLost: ctr.LogLost,
 			Config: config, RuntimeSpec: ctr.Spec, Timings: timings(ctr.Timings),
 		}})
 		if err != nil {

@@ -180,6 +180,7 @@ type fakeImages struct {
 	pulled       string
 	auth         *image.Auth
 	removed      string
+	collected    int // how often
 	err          error
 }
 
@@ -216,6 +217,7 @@ func (f *fakeImages) Resolve(ref string) (image.Image, error) {
 	return image.Image{}, fmt.Errorf("%w: %s", image.ErrNotFound, ref)
 }
 func (f *fakeImages) Remove(_ context.Context, ref string) error { f.removed = ref; return f.err }
+func (f *fakeImages) CollectGarbage(context.Context) error       { f.collected++; return nil }
 func (f *fakeImages) Usage() (string, uint64, uint64, error)     { return "/var/lib/crisp", 7, 0, f.err }
 
 type fakeNetwork struct {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/image"
 	"github.com/crisp-cri/crisp/runtime/user"
@@ -108,6 +109,10 @@ func (s *imageService) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImag
 	}
 	if err := s.cfg.Images.Remove(ctx, r.GetImage().GetImage()); err != nil && !errors.Is(err, image.ErrNotFound) {
 		return nil, err
+	}
+	// It is gone from every list. That its disk space could not be freed is no reason to say it is not: the next removal tries again.
+	if err := s.cfg.Images.CollectGarbage(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Could not free all of a removed image, ignoring", "image", r.GetImage().GetImage())
 	}
 	return &runtimeapi.RemoveImageResponse{}, nil
 }

@@ -136,8 +136,8 @@ func TestListImages(t *testing.T) {
 
 func TestRemoveImage(t *testing.T) {
 	w := newWorld(t)
-	if _, err := w.image.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: ref("busybox")}); err != nil || w.images.removed != "busybox" {
-		t.Errorf("got %v, removed %q", err, w.images.removed)
+	if _, err := w.image.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: ref("busybox")}); err != nil || w.images.removed != "busybox" || w.images.collected != 1 {
+		t.Errorf("got %v, removed %q, collected %d times, want once: Remove alone frees nothing", err, w.images.removed, w.images.collected)
 	}
 	w.images.err = fmt.Errorf("%w: x", image.ErrNotFound)
 	if _, err := w.image.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: ref("nothere")}); err != nil {

@@ -204,6 +204,8 @@ type info struct {
 	NetNS          string      `json:"netNS,omitempty"`
 	Config         any         `json:"config"`
 	RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
+	// LogLost is how many bytes of output a full or broken log disk has cost; known when the container has ended.
+	LogLost uint64 `json:"logLostBytes,omitempty"`
 	// Timings are how long the steps of making it took: "12.3ms" by step.
 	Timings []timing `json:"timings,omitempty"`
 }

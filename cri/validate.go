@@ -364,6 +364,10 @@ var ipcSysctls = []string{
 	"kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
 }
 
+// sysctlValue: numbers, names and lists of them, as in ip_local_reserved_ports (tabs separate, too). Nothing that some tool could
+// take for a second sysctl (CVE-2022-0811).
+var sysctlValue = regexp.MustCompile(`^[a-zA-Z0-9 \t.,_:/-]*$`)
+
 // sysctls refuses what is not the pod's own (CVE-2022-0532) and values that
 // say more than one thing (CVE-2022-0811).
 func (c *checker) sysctls(field string, m map[string]string, ns *runtimeapi.NamespaceOption) {
@@ -380,8 +384,8 @@ func (c *checker) sysctls(field string, m map[string]string, ns *runtimeapi.Name
 		switch {
 		case len(value) > maxSysctl:
 			c.bad(f, "value is %d bytes long, at most %d are allowed", len(value), maxSysctl)
-		case hasControl(strings.ReplaceAll(value, "\t", "")): // tabs separate numbers, as in ip_local_port_range
-			c.bad(f, "value %q must not contain control characters", clip(value))
+		case !sysctlValue.MatchString(value):
+			c.bad(f, "value %q has a character that no sysctl's value needs: letters, digits, blanks and . , _ : / - are allowed", clip(value))
 		}
 	}
 }

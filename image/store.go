@@ -13,11 +13,11 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/image/registry"
 	"github.com/crisp-cri/crisp/image/unpack"
+	"github.com/crisp-cri/crisp/runtime/sys"
 )
 
 // Config of a Store. A zero field has the default said there.
@@ -161,7 +161,7 @@ func Open(config Config) (*Store, error) {
 	if err := s.dir.make(); err != nil {
 		return nil, fmt.Errorf("cannot open image store %s: %w", config.Root, err)
 	}
-	if s.lock, err = lockFile(s.dir.lock()); err != nil {
+	if s.lock, err = sys.LockFile(s.dir.lock()); err != nil {
 		return nil, fmt.Errorf("cannot open image store %s: %w", config.Root, err)
 	}
 	if err := s.load(); err != nil {
@@ -178,31 +178,6 @@ func (s *Store) Close() error {
 	s.fetch.close()
 	s.sweeps.Wait()
 	return s.lock.Close()
-}
-
-// lockFile takes the store for this process.
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		owner := make([]byte, 20)
-		n, _ := f.Read(owner) // empty if its writer has not got that far
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("it is in use by process %s", strings.TrimSpace(string(owner[:n])))
-		}
-		return nil, fmt.Errorf("flock %s: %w", path, err)
-	}
-	if err := f.Truncate(0); err == nil {
-		_, err = fmt.Fprintln(f, os.Getpid())
-		if err != nil {
-			_ = f.Close()
-			return nil, err
-		}
-	}
-	return f, nil
 }
 
 // Problems lists what Open set aside, for `crispd check` and the operator.

@@ -50,9 +50,11 @@ type container struct {
 	turn  turn
 	draft containerState // of the making: User
 	spec  *specs.Spec    // of the making: as asked for, then with the user
-	now   atomic.Pointer[containerNow]
-	ended chan struct{}                   // closed when it is exited
-	prog  atomic.Pointer[seccomp.Program] // compiled when first needed
+	// Of the making: what the init is given, open until it has it. Here and not in the steps, which the undoing makes anew.
+	rootfs, log *os.File
+	now         atomic.Pointer[containerNow]
+	ended       chan struct{}                   // closed when it is exited
+	prog        atomic.Pointer[seccomp.Program] // compiled when first needed
 
 	// guarded by Manager.mu
 	starting    *call[struct{}]
@@ -237,7 +239,6 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 	dir := m.store.containerDir(p.id, c.id)
 	upper, work := filepath.Join(dir, upperDir), filepath.Join(dir, workDir)
 	var layers image.Layers
-	var rootfs, log *os.File
 	return []step{
 		{name: "record",
 			do:   func(context.Context) error { return m.store.createContainer(c.rec) },
@@ -248,7 +249,11 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 				layers, err = m.cfg.Images.Acquire(cfg.ImageID, c.id)
 				return err
 			},
-			undo: func(context.Context) error { m.cfg.Images.Release(c.id); return nil },
+			undo: func(context.Context) error {
+				m.cfg.Images.Release(c.id)
+				m.wantCollection()
+				return nil
+			},
 		},
 		{name: "rootfs",
 			do: func(ctx context.Context) (err error) {
@@ -256,12 +261,12 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 				if err = errors.Join(mkdir(upper, 0o755), mkdir(work, 0o700)); err != nil {
 					return err
 				}
-				rootfs, err = m.cfg.Spawner.MountRootfs(ctx, spawn.RootfsArgs{Lower: layers.Lower, Upper: upper, Work: work})
+				c.rootfs, err = m.cfg.Spawner.MountRootfs(ctx, spawn.RootfsArgs{Lower: layers.Lower, Upper: upper, Work: work})
 				return err
 			},
-			undo: func(context.Context) error { return closeFile(&rootfs) },
+			undo: func(context.Context) error { return closeFile(&c.rootfs) },
 		},
-		{name: "user", do: func(context.Context) error { return c.resolveUser(rootfs) }},
+		{name: "user", do: func(context.Context) error { return c.resolveUser(c.rootfs) }},
 		{name: "cgroup",
 			do: func(ctx context.Context) error {
 				return explainLimit(m.cgroupOf(c).Create(ctx, c.spec.Linux.Resources), c.spec)
@@ -277,18 +282,18 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 				if p.rec.Config.LogDirectory == "" || cfg.LogPath == "" {
 					return nil
 				}
-				log, err = openLog(p.rec.Config.LogDirectory, cfg.LogPath)
+				c.log, err = openLog(p.rec.Config.LogDirectory, cfg.LogPath)
 				return err
 			},
-			undo: func(context.Context) error { return closeFile(&log) },
+			undo: func(context.Context) error { return closeFile(&c.log) },
 		},
 		{name: "init",
-			do:   func(ctx context.Context) error { return m.handOver(ctx, c, rootfs, log) },
+			do:   func(ctx context.Context) error { return m.handOver(ctx, c, c.rootfs, c.log) },
 			undo: func(ctx context.Context) error { return m.takeBack(ctx, c) },
 		},
 		// The commit point.
 		{name: "commit", do: func(ctx context.Context) error {
-			if err := errors.Join(closeFile(&rootfs), closeFile(&log)); err != nil {
+			if err := errors.Join(closeFile(&c.rootfs), closeFile(&c.log)); err != nil {
 				return err
 			}
 			return m.commitContainer(ctx, op, c)

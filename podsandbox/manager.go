@@ -63,6 +63,7 @@ type Manager struct {
 	usage     usage          // of writable layers
 	patience  time.Duration  // with a pod init: initLimit, but in tests
 	retry     chan struct{}  // wakes the janitor; cap 1: a wish, not a count
+	collect   chan struct{}  // wakes the collector of images; cap 1: a wish, not a count
 
 	// mu guards the indexes below. Pods and containers are in them from their intent to their end.
 	mu         sync.RWMutex
@@ -108,7 +109,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		return nil, fmt.Errorf("cannot open pods' state: %w", err)
 	}
 	m := &Manager{
-		cfg: cfg, store: s, patience: initLimit, closing: make(chan struct{}), retry: make(chan struct{}, 1),
+		cfg: cfg, store: s, patience: initLimit, closing: make(chan struct{}), retry: make(chan struct{}, 1), collect: make(chan struct{}, 1),
 		pods: map[string]*pod{}, containers: map[string]*container{},
 		identities: map[Identity]*pod{}, names: map[containerName]*container{}, operations: map[*operation]struct{}{},
 	}
@@ -116,6 +117,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	m.readInterfaces = interfacesOf
 	m.owned.Go(m.janitor)
 	m.owned.Go(m.measure)
+	m.owned.Go(m.collectImages)
 	return m, nil
 }
 
@@ -379,6 +381,29 @@ func sameContainer(a, b *ContainerConfig) bool {
 
 // janitorPeriod is how often the undoing of what was never shown is tried again (I3: within 60 s).
 const janitorPeriod = 15 * time.Second
+
+// wantCollection: a container's image may be nobody's now.
+func (m *Manager) wantCollection() {
+	select {
+	case m.collect <- struct{}{}:
+	default: // somebody wished it already
+	}
+}
+
+// collectImages is the goroutine that frees images which were removed while a container used them.
+func (m *Manager) collectImages() {
+	ctx := lifetime(m.closing)
+	for {
+		select {
+		case <-m.closing:
+			return
+		case <-m.collect:
+		}
+		if err := m.cfg.Images.CollectGarbage(ctx); err != nil && ctx.Err() == nil {
+			klog.Background().Error(err, "Could not collect images nobody uses; the next removal will")
+		}
+	}
+}
 
 // janitor retries what could not be undone: pods and containers that no caller knows.
 func (m *Manager) janitor() {

@@ -61,11 +61,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	m.collectOrphans(ctx, f.parents, known)
 	m.open.Store(true)
 	klog.FromContext(ctx).Info("Recovered pods", "pods", len(m.Pods()), "containers", len(m.Containers()), "duration", time.Since(began))
-	m.owned.Go(func() {
-		if err := m.cfg.Images.CollectGarbage(lifetime(m.closing)); err != nil {
-			klog.Background().Error(err, "Could not collect images nobody uses; the next removal will")
-		}
-	})
+	m.wantCollection()
 	return err
 }
 

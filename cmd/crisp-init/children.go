@@ -122,11 +122,11 @@ type birth struct {
 }
 
 // fork starts a child of ours from our own sealed binary.
-func (c *children) fork(self string, b birth) (*child, error) {
+func (c *children) fork(b birth) (*child, error) {
 	attr := syscall.ProcAttr{
 		// A container's init lives for milliseconds: no collector, one processor, and nobody need look for CPU limits.
 		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOTRACEBACK=none", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"},
-		Files: []uintptr{uintptr(b.files[0]), uintptr(b.files[1]), uintptr(b.files[2]), uintptr(b.files[3])},
+		Files: []uintptr{uintptr(b.files[0]), uintptr(b.files[1]), uintptr(b.files[2]), uintptr(b.files[3]), selfFD},
 		Sys:   &syscall.SysProcAttr{Cloneflags: b.clone},
 	}
 	if b.role == "reaper" {
@@ -146,7 +146,7 @@ func (c *children) fork(self string, b birth) (*child, error) {
 	}
 	var pid int
 	err := c.bornIn(b.pidNS, b.tasks, func() (err error) {
-		pid, err = syscall.ForkExec(self, args, &attr)
+		pid, err = syscall.ForkExec(selfPath, args, &attr)
 		return err
 	})
 	if err != nil {

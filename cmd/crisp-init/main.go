@@ -25,6 +25,9 @@ import (
 // controlFD is the descriptor of the control socket that every role but the reaper starts with.
 const controlFD = 3
 
+// selfPath is our binary in the child of a fork, until its execve: descriptor 4 of every role, which has no other use.
+const selfPath = "/proc/self/fd/4"
+
 // The main goroutine keeps the main thread: namespaces, credentials, capabilities, seccomp and
 // no_new_privs belong to a thread, and execve(2) keeps those of the thread that calls it.
 func init() { runtime.LockOSThread() }
@@ -52,6 +55,9 @@ func main() {
 	// the daemon has inherited from whoever started it: that goes no further.
 	if err := unix.CloseRange(controlFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		fatal("close_range", err)
+	}
+	if role != "pod" {
+		_ = unix.Close(selfFD) // of no more use; EBADF if we were started by hand
 	}
 	// A memfd's name is the number it was started by; ps(1) shall show ours.
 	if err := setComm("crisp-init"); err != nil {

@@ -13,9 +13,8 @@ import (
 	"github.com/crisp-cri/crisp/runtime/sys"
 )
 
-// selfFD is where the pod init keeps its own binary, a sealed memfd, to start its children from. It is high
-// so that no descriptor passed to a child has its number.
-const selfFD = 200
+// selfFD is our own binary, a sealed memfd, which every child gets to start from.
+const selfFD = controlFD + 1
 
 // sendTimeout is how long a daemon may leave its socket full before we drop it.
 const sendTimeout = 10 * time.Second
@@ -25,7 +24,6 @@ const acceptPause = 100 * time.Millisecond
 
 // pod is the pod init's whole state.
 type pod struct {
-	self     string // path of our own binary: /proc/self/fd/200
 	journal  journal
 	listener int
 
@@ -85,15 +83,6 @@ func (p *pod) setUp(s *initproto.Setup) *step {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return failed("become subreaper", err)
 	}
-	self, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Dup3(self, selfFD, unix.O_CLOEXEC)
-		_ = unix.Close(self) // read-only
-	}
-	if err != nil {
-		return failed("open own binary", err)
-	}
-	p.self = "/proc/self/fd/" + strconv.Itoa(selfFD)
 	if !s.HostNet {
 		if err := linkUp("lo"); err != nil {
 			return failed("set lo up", err)

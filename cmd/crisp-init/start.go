@@ -209,7 +209,7 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 		return nil, failure(initproto.FailStart, "make socket", err)
 	}
 	b.files = [4]int{s.child[0], s.child[1], s.child[2], theirs}
-	ch, err := p.children.fork(p.self, b)
+	ch, err := p.children.fork(b)
 	_ = unix.Close(theirs) // the child has it
 	s.closeChild()
 	conn, cerr := initproto.NewConn(ours)
@@ -464,7 +464,7 @@ func (p *pod) startReaper() *step {
 	if err != nil {
 		return failed("start reaper", err)
 	}
-	ch, err := p.children.fork(p.self, birth{
+	ch, err := p.children.fork(birth{
 		role: "reaper", title: "crisp-init: reaper", clone: unix.CLONE_NEWPID | unix.CLONE_NEWNS,
 		files: [4]int{0, 0, 0, theirs}, cgroupFD: -1, pidNS: -1,
 	})

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -12,10 +11,6 @@ import (
 
 	"github.com/crisp-cri/crisp/runtime/sys"
 )
-
-// imageFD is the lowest number for the sealed image's descriptor: the fork of Go's
-// syscall package moves low descriptors out of the way of the child's own and would close it.
-const imageFD = 100
 
 // sealImage copies the crisp-init binary into a memfd that nobody can write to. Replacing the file on
 // disk never touches running pods, and a container that gets hold of /proc/PID/exe finds a
@@ -43,11 +38,6 @@ func sealImage(path string) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("open memfd", err)
 	}
-	defer unix.Close(ro)
-	high, err := unix.FcntlInt(uintptr(ro), unix.F_DUPFD_CLOEXEC, imageFD)
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
-	}
 	// The mode is sealed as well: an image whose command leads to /proc/self/exe runs this file as the
 	// container's root, who owns it and could make it executable for nobody, chmod(2).
 	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
@@ -56,10 +46,10 @@ func sealImage(path string) (*os.File, error) {
 		_, err = unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals)
 	}
 	if err != nil {
-		unix.Close(high)
+		unix.Close(ro)
 		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
 	}
-	return os.NewFile(uintptr(high), "crisp-init"), nil
+	return os.NewFile(uintptr(ro), "crisp-init"), nil
 }
 
 // Linux 6.3.
@@ -261,8 +251,10 @@ func attach(fd, dir int, path string) error {
 func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*os.File, flags uintptr, cgroup *os.File, tasks []*os.File, ids *IDMap) (pid, pidfd int, err error) {
 	pidfd = -1
 	attr := &syscall.ProcAttr{
-		Env:   env,
-		Files: []uintptr{files[0].Fd(), files[1].Fd(), files[2].Fd(), files[3].Fd()},
+		Env: env,
+		// The image is among them so that the child's execve finds it: package syscall moves descriptors that are not listed
+		// out of its way, whatever they are.
+		Files: []uintptr{files[0].Fd(), files[1].Fd(), files[2].Fd(), files[3].Fd(), image.Fd()},
 		Sys:   &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd, Setsid: true},
 	}
 	if cgroup != nil {
@@ -277,10 +269,9 @@ func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*
 		attr.Sys.GidMappingsEnableSetgroups = true
 		attr.Sys.Credential = &syscall.Credential{Uid: 0, Gid: 0}
 	}
-	path := filepath.Join("/proc/self/fd", fmt.Sprint(image.Fd()))
 	fork := func() (err error) {
 		if err = newSessionKeyring(); err == nil {
-			pid, err = syscall.ForkExec(path, []string{title, "pod"}, attr)
+			pid, err = syscall.ForkExec("/proc/self/fd/4", []string{title, "pod"}, attr)
 		}
 		return err
 	}

@@ -667,3 +667,22 @@ func TestSetUpErrorsNameTheStep(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Seen as "clone pod init: permission denied" with 20 pods at once: with enough descriptors open, package syscall put its own pipe
+// over the descriptor that the child was about to execute.
+func TestManyOpenDescriptors(t *testing.T) {
+	h := newHost(t)
+	for range 300 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if f.Fd()%10 == 0 { // the control socket of the next pod comes after each number once
+			p := h.pod(nil)
+			if x, out := p.run(exampleSpec("/bin/payload", "true"), nil); x.Code != 0 {
+				t.Fatalf("descriptor %d: got %+v, log %q", f.Fd(), x, out)
+			}
+		}
+	}
+}
