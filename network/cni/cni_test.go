@@ -384,7 +384,7 @@ func TestTypeWithPath(t *testing.T) {
 	}
 }
 
-func TestRestore(t *testing.T) {
+func TestRestoreOfAttachments(t *testing.T) {
 	ns, err := os.Open("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
