@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // fills in cgroups.DevicesSetV1 and DevicesSetV2
@@ -122,16 +123,24 @@ func (k *cgroupfs) read(tree int, path string) (string, error) {
 	defer unix.Close(fd)
 	// One read is enough when it did not fill the buffer: the kernel makes such a file's
 	// content in one piece (single_start in kernfs_seq_start, fs/kernfs/file.c).
-	data, err := readUntil(fd, func(n, space int) bool { return n < space })
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	data, err := readUntil(fd, (*buf)[:0], func(n, space int) bool { return n < space })
 	if err != nil {
 		return "", &fs.PathError{Op: "read", Path: k.host(tree, path), Err: err}
 	}
 	return string(data), nil
 }
 
-// readUntil reads until a read gives nothing, or enough says that its n bytes into a buffer of space were all.
-func readUntil(fd int, enough func(n, space int) bool) ([]byte, error) {
-	buf := make([]byte, 0, 4096)
+// buffers are for read: measuring 30 containers reads 600 files, and most are a few bytes.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, 0, 4096)
+	return &b
+}}
+
+// readUntil reads into buf, or a larger one, until a read gives nothing, or enough says that its n bytes into a
+// buffer of space were all.
+func readUntil(fd int, buf []byte, enough func(n, space int) bool) ([]byte, error) {
 	for {
 		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
 		if err == unix.EINTR {
@@ -330,7 +339,7 @@ func (k *cgroupfs) procs(tree int, path string) ([]int, error) {
 		if err == nil {
 			var data []byte
 			// A list may come in pieces of any size: until nothing comes.
-			data, err = readUntil(file, func(int, int) bool { return false })
+			data, err = readUntil(file, make([]byte, 0, 4096), func(int, int) bool { return false })
 			_ = unix.Close(file) // only read
 			pids = appendPIDs(pids, data)
 		}
