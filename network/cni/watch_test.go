@@ -69,7 +69,10 @@ func TestStatusVerb(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.write("net.conflist", w.list("1.0.0", "older", map[string]string{"STATUS": "err"}, "one"))
-	until(t, "it is an older one", func() bool { l := n.now.Load().list; a := n.status.Load(); return l.Name == "older" && a.list == l })
+	until(t, "it is an older one", func() bool {
+		l, a := n.now.Load().list, n.status.Load() // none while half of the file is written
+		return l != nil && l.Name == "older" && a.list == l
+	})
 	if c := n.Status(); !c.Ready {
 		t.Errorf("got %+v", c)
 	}
