@@ -21,6 +21,7 @@ func (s *imageService) PullImage(ctx context.Context, r *runtimeapi.PullImageReq
 	}
 	id, err := s.cfg.Images.Pull(ctx, r.GetImage().GetImage(), auth(r.GetAuth()))
 	if err != nil {
+		s.collect(context.WithoutCancel(ctx)) // layers that came through whole, of an image that did not
 		return nil, err
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: id}, nil
@@ -110,11 +111,16 @@ func (s *imageService) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImag
 	if err := s.cfg.Images.Remove(ctx, r.GetImage().GetImage()); err != nil && !errors.Is(err, image.ErrNotFound) {
 		return nil, err
 	}
-	// It is gone from every list. That its disk space could not be freed is no reason to say it is not: the next removal tries again.
-	if err := s.cfg.Images.CollectGarbage(ctx); err != nil {
-		klog.FromContext(ctx).Error(err, "Could not free all of a removed image, ignoring", "image", r.GetImage().GetImage())
-	}
+	s.collect(ctx)
 	return &runtimeapi.RemoveImageResponse{}, nil
+}
+
+// collect frees what no image and no container uses. An image that was removed is gone from every list: that its
+// disk space could not be freed is no reason to say it is not. The next removal tries again.
+func (s *imageService) collect(ctx context.Context) {
+	if err := s.cfg.Images.CollectGarbage(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Could not free all of an image, ignoring")
+	}
 }
 
 // ImageFsInfo: container_filesystems stays empty, because writable layers are on the same file system as images.
