@@ -499,7 +499,7 @@ func (w *world) forge(t *testing.T, name string, im images.Image) (id, ref strin
 	if err != nil {
 		t.Fatalf("PullImage: %v", err)
 	}
-	t.Cleanup(func() { w.rmi(t, ref) })
+	t.Cleanup(func() { w.rmi(t, id) }) // not by name: the next image of that name leaves this one without
 	return id, ref
 }
 
