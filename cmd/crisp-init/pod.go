@@ -159,7 +159,7 @@ func (p *pod) accept() {
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 			// A limit, ours, the pod's or the host's: the connection waits in the backlog, and there is no event for
 			// its end. It is not worth the pod's life.
-			time.Sleep(acceptPause)
+			time.Sleep(acceptPause) // there is no event for the end of a shortage of descriptors or memory
 			continue
 		default:
 			fatal("accept", err) // the listener is our life line: without it no daemon could ever find us
