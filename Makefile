@@ -29,7 +29,7 @@ tools: ## Build the pinned linters and crictl into bin/tools.
 	hack/tools.sh
 
 .PHONY: test
-test: build ## Run all tests; those that need root too when you are root.
+test: deps build tools ## Run all tests, critest included; those that need root too when you are root.
 	CRISPD=$(CURDIR)/bin/crispd hack/test.sh all
 
 .PHONY: test-unit

@@ -3,7 +3,7 @@
 # unit  everything but the tests of *_root_test.go, with the race detector
 # root  only the tests of *_root_test.go, as root, packages one after another: they share one kernel
 # cri   the suite of test/cri, as root: a real crispd, driven through the kubelet's client
-# all   all of these, the latter two only when you are root
+# all   all of these, then crictl and the whole of critest against a real crispd; all but unit only when you are root
 # A skip that test/expected-skips.txt does not list is a failure.
 
 set -euo pipefail
@@ -55,8 +55,10 @@ all)
 	if [ "$(id -u)" = 0 ]; then
 		root "$@"
 		cri "$@"
+		hack/crictl-test.sh
+		hack/critest.sh
 	else
-		say "not root: the tests of *_root_test.go and of test/cri were not run"
+		say "not root: the tests of *_root_test.go, of test/cri, crictl and critest were not run"
 	fi
 	;;
 *) die "unknown kind of tests $what; see test.sh --help" ;;

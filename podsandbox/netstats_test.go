@@ -136,12 +136,27 @@ func TestCountDescriptors(t *testing.T) {
 	}
 	defer file.Close()
 	// A process with a pipe's end and a socket among what it has, which depends on who started the test.
-	cmd := exec.Command("sleep", "60")
+	cmd := exec.Command("cat")
 	cmd.ExtraFiles = []*os.File{r, file}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }() // it was killed
+	// What it echoes shows that its loader has closed the libraries.
+	if _, err := in.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	var files, sockets int64
 	path := fmt.Sprintf("/proc/%d/fd/", cmd.Process.Pid)
 	entries, err := os.ReadDir(path)
