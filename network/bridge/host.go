@@ -363,7 +363,9 @@ func gatewayAddr(r netip.Prefix) *netlink.Addr {
 // uplinkMTU is the MTU of the link that the host's default route uses, IPv4 first.
 func (k *kernel) uplinkMTU(bridge string) int {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := k.links.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		routes, err := whole(func() ([]netlink.Route, error) {
+			return k.links.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			continue // No MTU is better than no network.
 		}
@@ -397,7 +399,7 @@ func isDefault(r netlink.Route) bool {
 // network (10.0.0.0/8, say) may give a part of it, without itself, to its pods, and
 // single addresses (VXLAN devices have them) do no harm.
 func (k *kernel) checkOverlap(bridge string, ranges []netip.Prefix) error {
-	links, err := k.links.LinkList()
+	links, err := whole(k.links.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
@@ -405,7 +407,7 @@ func (k *kernel) checkOverlap(bridge string, ranges []netip.Prefix) error {
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
-	addrs, err := k.links.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return k.links.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -428,7 +430,7 @@ func (k *kernel) checkOverlap(bridge string, ranges []netip.Prefix) error {
 
 // localAddrs are the host's own addresses.
 func (k *kernel) localAddrs() (map[netip.Addr]bool, error) {
-	addrs, err := k.links.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return k.links.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -468,7 +470,9 @@ func (k *kernel) enableForwarding(ctx context.Context, ranges []netip.Prefix) {
 // (ip-sysctl.rst).
 func (k *kernel) keepRouterAdvertisements(ctx context.Context) {
 	log := klog.FromContext(ctx)
-	routes, err := k.links.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return k.links.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	})
 	if err != nil {
 		log.Error(err, "Could not look for routes from router advertisements, ignoring")
 		return

@@ -372,8 +372,8 @@ func (k *kernel) deleteLink(name string) error {
 // however full), so it is done only for pods with UDP host ports.
 func (k *kernel) forgetUDP(match udpFilter) error {
 	flows, err := k.flows.ConntrackTableList(netlink.ConntrackTable, unix.AF_UNSPEC)
-	// EINTR: the table changed meanwhile; what was found will do.
-	if err != nil && !errors.Is(err, unix.EINTR) {
+	// The table changed meanwhile, as it always does: what was found will do.
+	if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list tracked flows: %w", err)
 	}
 	families := map[uint8]bool{}
@@ -384,7 +384,7 @@ func (k *kernel) forgetUDP(match udpFilter) error {
 	}
 	var errs []error
 	for family := range families {
-		if _, err := k.flows.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(family), match); err != nil && !errors.Is(err, unix.EINTR) {
+		if _, err := k.flows.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(family), match); err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			errs = append(errs, fmt.Errorf("delete tracked UDP flows: %w", err))
 		}
 	}

@@ -126,7 +126,7 @@ func (b *Bridge) adoptLocked(log klog.Logger, id string, r network.Result) {
 
 // collectLinks deletes the pods' links of this bridge that keep does not want.
 func (b *Bridge) collectLinks(bridge int, keep func(name string) bool) error {
-	links, err := b.kernel.links.LinkList()
+	links, err := whole(b.kernel.links.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
