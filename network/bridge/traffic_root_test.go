@@ -1,11 +1,13 @@
 package bridge
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,7 +202,8 @@ func TestLocalClientWithAPublishedPortNumber(t *testing.T) {
 	for _, addrs := range [][2]string{{"127.0.0.1", "127.0.0.1:5432"}, {"127.0.0.1", "127.0.0.7:5432"}, {"::1", "[::1]:5432"}} {
 		var c net.Conn
 		err := netns.Do(host, func() (err error) {
-			d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(addrs[0]), Port: number}}
+			// The port of the connection before may still be closing: SO_REUSEADDR, socket(7).
+			d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(addrs[0]), Port: number}, Control: reuseAddr}
 			c, err = d.Dial("tcp", addrs[1])
 			return err
 		})
@@ -215,6 +218,11 @@ func TestLocalClientWithAPublishedPortNumber(t *testing.T) {
 	}
 	wantAnswer(t, host, "tcp", fmt.Sprintf("127.0.0.1:%d", number), "a")
 	wantAnswer(t, host, "tcp", fmt.Sprintf("[::1]:%d", number), "a")
+}
+
+func reuseAddr(_, _ string, c syscall.RawConn) (err error) {
+	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	return errors.Join(err, cerr)
 }
 
 // A client that keeps sending from one socket reaches whoever has the port now.
