@@ -2,6 +2,7 @@ package podsandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -141,6 +142,10 @@ func (m *Manager) loadPod(ctx context.Context, f *found, id string) {
 		// Made before, or removed after, everything else: there is nothing behind it.
 		m.deleteLeftover(ctx, id)
 		return
+	case err != nil && uncommitted(dir):
+		// Ended in the middle of writing it: as above.
+		m.deleteLeftover(ctx, id)
+		return
 	case err != nil:
 		// A guess at where its processes are; only cgroups with our names are ever looked at there.
 		if rec.CgroupPath != "" && m.cfg.Cgroups.ValidateParent(rec.CgroupPath) == nil {
@@ -181,6 +186,13 @@ func (m *Manager) loadPod(ctx context.Context, f *found, id string) {
 	for _, c := range p.containers {
 		m.containers[c.id] = c
 	}
+}
+
+// uncommitted says whether the state file in dir, whose first line is the commit of a run or
+// a create, has no line yet: nobody has been told the object's id.
+func uncommitted(dir string) bool {
+	found, err := readState(dir, new(json.RawMessage))
+	return !found && err == nil
 }
 
 // leaveAlone remembers as much of a pod of another version as is needed to take nothing away from it.
@@ -270,8 +282,8 @@ func (m *Manager) loadContainer(ctx context.Context, p *pod, id string) {
 			s.User = user.Identity{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids, Username: u.Username}
 		}
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		// As with a pod. (Without a config.json there is no commit.)
+	if errors.Is(err, fs.ErrNotExist) || err != nil && !errors.Is(err, errVersion) && uncommitted(dir) {
+		// As with a pod: not written yet, or not whole. (Without a config.json there is no commit.)
 		if err := m.store.removeContainer(p.id, id); err != nil {
 			log.Error(err, "Could not delete what is left of a container without a record, ignoring", "containerID", id)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -265,6 +266,38 @@ func TestDamagedRecords(t *testing.T) {
 				d.removeAll()
 			})
 		}
+	}
+}
+
+// A daemon that is killed while it writes the first record of an object leaves a part of it. Nobody
+// was told the object's id, so nothing of it is kept. (test/cri met it: crash in the middle of a call.)
+func TestKilledWhileRecording(t *testing.T) {
+	for _, part := range []string{"", "{", `{"version":1,"crc32c":"00000000","record":{}`} {
+		t.Run(part, func(t *testing.T) {
+			d := newDaemon(t)
+			good := d.run("good")
+			d.close()
+			podDir := filepath.Join(d.dir, "state/pods", strings.Repeat("ab", 32))
+			containerDir := filepath.Join(d.dir, "state/pods", good, "containers", strings.Repeat("cd", 32))
+			for path, name := range map[string]string{podDir: "pod.json", containerDir: "container.json"} {
+				if err := os.MkdirAll(path, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(path, name), []byte(part), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d = d.daemon(nil)
+			defer func() { d.close() }()
+			for _, path := range []string{podDir, containerDir, filepath.Join(d.dir, "state/damaged")} {
+				if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s is there: %v", path, err)
+				}
+			}
+			if p := d.mustPod(good); p.State != PodReady {
+				t.Errorf("the other pod: got %+v", p)
+			}
+		})
 	}
 }
 

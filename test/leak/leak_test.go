@@ -21,8 +21,11 @@ func TestCompare(t *testing.T) {
 		{"many sockets", Snapshot{FDs: {"socket:[N]": 3}}, Snapshot{FDs: {"socket:[N]": 12}}, "daemon's file descriptor socket:[N]: 3 before, 12 after\n"},
 		{"fewer sockets", Snapshot{FDs: {"socket:[N]": 3}}, Snapshot{FDs: {"socket:[N]": 2}}, ""},
 		{"in the order of kinds", Snapshot{}, Snapshot{Files: {"f a": 1}, Processes: {"7 x": 1}}, "left behind: process 7 x\nleft behind: file f a\n"},
-		{"a few threads", Snapshot{Threads: {"of any kind": 9}}, Snapshot{Threads: {"of any kind": 17}}, ""},
-		{"many threads", Snapshot{Threads: {"of any kind": 9}}, Snapshot{Threads: {"of any kind": 18}}, "daemon's thread of any kind: 9 before, 18 after\n"},
+		{"a few threads", Snapshot{Threads: {waiting: 59}}, Snapshot{Threads: {waiting: 67}}, ""},
+		{"many threads", Snapshot{Threads: {waiting: 59}}, Snapshot{Threads: {waiting: 68}}, "daemon's thread waiting for work: 59 before, 68 after\n"},
+		{"the threads of another daemon", Snapshot{Threads: {waiting: 9}}, Snapshot{Threads: {waiting: 48}}, ""},
+		{"too many for any daemon", Snapshot{Threads: {waiting: 9}}, Snapshot{Threads: {waiting: 49}}, "daemon's thread waiting for work: 9 before, 49 after\n"},
+		{"a thread that hangs", Snapshot{Threads: {waiting: 9}}, Snapshot{Threads: {waiting: 9, "in system call 0": 1}}, "left behind: daemon's thread in system call 0\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := Format(Compare(c.before, c.after), 10); got != c.want {

@@ -443,10 +443,28 @@ func (s Scope) daemon(snap Snapshot, _ []process) error {
 		snap.add(FDs, ids.ReplaceAllString(target, "N"))
 	}
 	tasks, err := os.ReadDir(dir + "task")
-	for range tasks {
-		snap.add(Threads, "of any kind")
+	for _, task := range tasks {
+		call, err := os.ReadFile(dir + "task/" + task.Name() + "/syscall") // proc_pid_syscall(5)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // ended meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		snap.add(Threads, threadDoes(string(call)))
 	}
 	return err
+}
+
+// threadDoes says what a thread does whose /proc/PID/task/TID/syscall is line. What runs Go's scheduler
+// waits in one of a few calls, or is about to.
+func threadDoes(line string) string {
+	number, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+	switch number {
+	case "running", "-1", strconv.Itoa(unix.SYS_FUTEX), strconv.Itoa(unix.SYS_EPOLL_PWAIT), strconv.Itoa(unix.SYS_NANOSLEEP):
+		return waiting
+	}
+	return "in system call " + number
 }
 
 func (s Scope) files(snap Snapshot, _ []process) error {
