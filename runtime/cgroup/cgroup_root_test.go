@@ -3,8 +3,10 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -91,6 +93,33 @@ func TestKillFrozen(t *testing.T) {
 		}
 		p.killed(t)
 	})
+}
+
+// While a pod's init clones into a v1 cgroup, one of its threads is in it, and cgroup.procs has the whole init.
+func TestKillSparesAVisitor(t *testing.T) {
+	l, ok := trackOnly(t)["legacy"]
+	if !ok {
+		t.Skip("needs v1 hierarchies: v2 has no threads elsewhere")
+	}
+	d := testDriverOf(t, l)
+	pod := newPod(t, d)
+	home, c := newContainer(t, d, pod, "init", nil), newContainer(t, d, pod, "c", nil)
+	p := start(t, join(t, c), "wait")
+	dir := l.trees[l.tracker()].dir
+	visitor := start(t, join(t, home), "visit", filepath.Join(dir, c.path, "tasks"), filepath.Join(dir, home.path, "tasks"))
+	if pids, err := c.Procs(); err != nil || !slices.Contains(pids, visitor.Process.Pid) {
+		t.Fatalf("in the cgroup: %v, %v; the visitor is not there, the test proves nothing", pids, err)
+	}
+	killed := make(chan error, 1)
+	go func() { killed <- c.Kill(deadline(t, 20*time.Second)) }()
+	p.killed(t)
+	if _, err := io.WriteString(visitor.in, "\n"); err != nil { // it goes home
+		t.Fatal(err)
+	}
+	visitor.expect(t, "ready")
+	if err := <-killed; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestKillDeadlineNamesProcesses(t *testing.T) {

@@ -218,7 +218,7 @@ type member struct {
 // members opens those of pids that are in the cgroup.
 //
 // A number may be another process's by the time we use it. A pidfd is one process's for good: what
-// is still listed after it was opened is ours, or was and is dead.
+// is still listed after it was opened is ours, or was and is dead. (Or visits; those are left out.)
 func (c *Cgroup) members(tree int, pids []int) (members []*member, err error) {
 	opened := map[int]int{}
 	defer func() {
@@ -244,12 +244,33 @@ func (c *Cgroup) members(tree int, pids []int) (members []*member, err error) {
 		return nil, err
 	}
 	for _, pid := range listed {
-		if fd, ok := opened[pid]; ok {
+		if fd, ok := opened[pid]; ok && !c.visits(tree, pid) {
 			members = append(members, &member{os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid)), fd})
 			delete(opened, pid)
 		}
 	}
 	return members, nil
+}
+
+// visits says whether a process of a v1 cgroup.procs is only there with a thread and at home elsewhere:
+// a pod's init that clones into the cgroup (Tasks of a Join). v2 has no such thing. One that cannot be
+// read has ended; the main thread of one that is ending is shown in "/" (proc_cgroup_show, kernel/cgroup/cgroup.c).
+func (c *Cgroup) visits(tree, pid int) bool {
+	t := &c.driver.trees[tree]
+	if t.v2 {
+		return false
+	}
+	data, err := readProc(pid, "cgroup") // cgroups(7): hierarchy-ID:controller-list:path
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) == 3 && slices.Contains(strings.Split(f[1], ","), t.controllers[0]) {
+			return f[2] != "/" && !strings.HasSuffix(f[2], c.path) && !strings.Contains(f[2], c.path+"/")
+		}
+	}
+	return false
 }
 
 // kill sends SIGKILL; one that is dead already is as good.

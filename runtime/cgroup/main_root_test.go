@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,7 @@ var roles = map[string]func(args []string){
 	"forker": forker,
 	"enter":  enter,
 	"device": device,
+	"visit":  visit,
 }
 
 func TestMain(m *testing.M) {
@@ -102,6 +104,28 @@ func enter(args []string) {
 	}
 	ready()
 	forever()
+}
+
+// visit moves a thread of its own into the cgroup whose tasks file it is told, as a pod's init does to
+// clone into it on v1, and back to the other when it is told to go on.
+func visit(args []string) {
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() { // not the main thread, which is what /proc/PID/cgroup is of
+		done := make(chan struct{})
+		go func() { visit(args); close(done) }()
+		<-done
+		return
+	}
+	for _, tasks := range args {
+		if err := os.WriteFile(tasks, []byte("0"), 0); err != nil {
+			fmt.Println("visit:", err)
+			os.Exit(1)
+		}
+		ready()
+		if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
+			os.Exit(1)
+		}
+	}
 }
 
 // device opens the devices it is told once it may, and says what came of it.
