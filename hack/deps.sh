@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Usage: hack/deps.sh
-# Installs the Debian packages that building, testing and the demo need and that are missing, saying which.
+# Usage: hack/deps.sh [guest]
+# Installs the Debian packages that building, testing and the demo need and that are missing, saying which. With
+# "guest" also those of the guest (hack/guest): an emulator, a hundred megabytes that nothing else needs.
 # Needs root only when something is missing. Go itself is not installed: Debian's is too old.
 
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-usage 0 "$@"
+usage "[01]" "$@"
 
 # command → package → what for
 wanted=(
@@ -20,6 +21,18 @@ wanted=(
 	"lsns    util-linux leak check"
 	"/usr/lib/cni/bridge containernetworking-plugins tests of CNI with real plugins"
 )
+case ${1-} in
+"") ;;
+guest)
+	wanted+=(
+		"qemu-system-x86_64 qemu-system-x86 the guest"
+		"qemu-img   qemu-utils the disks of the guest"
+		"mmdebstrap mmdebstrap the guest's image"
+		"mke2fs     e2fsprogs  the disks of the guest"
+	)
+	;;
+*) die "unknown kind of packages $1; see deps.sh --help" ;;
+esac
 
 command -v go >/dev/null || die "go not found: install Go $(awk '/^go /{print $2}' go.mod) or newer from go.dev (Debian 12's is too old)"
 
