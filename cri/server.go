@@ -134,10 +134,7 @@ func NewServer(cfg Config) (*Server, error) {
 
 	s := &Server{draining: make(chan struct{})}
 	if cfg.Streaming.Listener != nil {
-		var err error
-		if s.streamer, err = newStreamer(cfg.Streaming, cfg.Pods); err != nil {
-			return nil, err
-		}
+		s.streamer = newStreamer(cfg.Streaming, cfg.Pods)
 	}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage),

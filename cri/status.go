@@ -37,6 +37,7 @@ var meanings = []meaning{
 	{cause: context.DeadlineExceeded, code: codes.DeadlineExceeded},
 	{cause: context.Canceled, code: codes.Canceled},
 	{cause: errPanic, code: codes.Internal},
+	{cause: errTokens, code: codes.ResourceExhausted},
 
 	{cause: podsandbox.ErrInvalid, code: codes.InvalidArgument},
 	{cause: podsandbox.ErrAmbiguous, code: codes.InvalidArgument},

@@ -1,8 +1,6 @@
 package cri
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,13 +9,16 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 	utilexec "k8s.io/utils/exec"
 
 	"github.com/crisp-cri/crisp/podsandbox"
@@ -25,6 +26,9 @@ import (
 
 // StreamingConfig is for exec, attach and port-forward, which the kubelet and crictl speak over a connection of their own. The
 // calls of that name return a URL with a token, good once and for a minute.
+//
+// The protocols are of Kubernetes' libraries: SPDY (v1 to v4) and the older WebSocket ones of k8s.io/cri-streaming, WebSocket v5 of
+// k8s.io/streaming's wsstream, and for port-forward SPDY in a WebSocket (KEP-4006), which golang.org/x/net/websocket carries.
 type StreamingConfig struct {
 	// Listener is where sessions are served; its address is in the URLs, so it must be one that the kubelet can dial:
 	// loopback, as a rule. Nil: the three calls answer Unimplemented.
@@ -33,38 +37,50 @@ type StreamingConfig struct {
 	Idle     time.Duration // 0: four hours, the kubelet's own
 }
 
-// headerTimeout bounds what a connection may take to say what it wants.
-const headerTimeout = 30 * time.Second
+// What a client that has not shown a token yet may cost.
+const (
+	headerTimeout = 10 * time.Second // to say what it wants
+	headerBytes   = 16 << 10         // to say it in
+	maxStrangers  = 256              // such connections at a time; the oldest goes for the next
+)
+
+// defaultIdle is what the kubelet and containerd have.
+const defaultIdle = 4 * time.Hour
 
 // streamer serves sessions.
 type streamer struct {
-	streaming.Server
+	base     url.URL // of the URLs that are given out
+	idle     time.Duration
+	pods     Pods
+	tokens   tokens
 	listener net.Listener
 	http     *http.Server
 
-	sessions sync.WaitGroup // handlers
-	mu       sync.Mutex
-	conns    map[*session]struct{} // hijacked: the HTTP server knows them no more. nil when stopped
+	handlers sync.WaitGroup // and all that sessions started
+
+	mu        sync.Mutex
+	sessions  map[*session]struct{} // nil when stopped
+	strangers []net.Conn            // connections that no session has, in the order in which they came
 }
 
-func newStreamer(cfg StreamingConfig, pods Pods) (*streamer, error) {
-	base := &url.URL{Scheme: "http", Host: cfg.Listener.Addr().String()}
-	s := &streamer{listener: cfg.Listener, conns: map[*session]struct{}{}}
+func newStreamer(cfg StreamingConfig, pods Pods) *streamer {
+	s := &streamer{
+		base: url.URL{Scheme: "http", Host: cfg.Listener.Addr().String()},
+		idle: cfg.Idle, pods: pods, listener: cfg.Listener, sessions: map[*session]struct{}{},
+	}
 	if cfg.TLS != nil {
-		base.Scheme = "https"
+		s.base.Scheme = "https"
 		s.listener = tls.NewListener(cfg.Listener, cfg.TLS)
 	}
-	c := streaming.DefaultConfig
-	c.BaseURL = base
-	if cfg.Idle > 0 {
-		c.StreamIdleTimeout = cfg.Idle
+	if s.idle <= 0 {
+		s.idle = defaultIdle
 	}
-	var err error
-	if s.Server, err = streaming.NewServer(c, sessions{pods}); err != nil {
-		return nil, fmt.Errorf("cannot make streaming server: %w", err)
+	s.http = &http.Server{
+		Handler: http.HandlerFunc(s.serve), ConnState: s.track,
+		ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: headerBytes,
 	}
-	s.http = &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: headerTimeout}
-	return s, nil
+	s.http.SetKeepAlivesEnabled(false) // one connection, one session
+	return s
 }
 
 // run serves until stop.
@@ -78,97 +94,109 @@ func (s *streamer) run() {
 func (s *streamer) stop() {
 	_ = s.http.Close() // closes what is not hijacked
 	s.mu.Lock()
-	conns := s.conns
-	s.conns = nil
+	sessions := s.sessions
+	s.sessions = nil
 	s.mu.Unlock()
-	for c := range conns {
-		_ = c.Close() // its session ends by that
+	for x := range sessions {
+		x.abort()
 	}
-	s.sessions.Wait()
+	s.handlers.Wait()
 }
 
-// serve gives each session a context that ends with its connection: the library's has no such thing, and a command whose client is
-// gone must not live on.
+// track implements http.Server.ConnState.
+func (s *streamer) track(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		s.strangers = append(s.strangers, c)
+		if len(s.strangers) > maxStrangers {
+			_ = tcp(s.strangers[0]).Close() // its read fails, and it is told of here
+			s.strangers = s.strangers[1:]
+		}
+	case http.StateHijacked, http.StateClosed:
+		if i := slices.Index(s.strangers, c); i >= 0 {
+			s.strangers = slices.Delete(s.strangers, i, i+1)
+		}
+	}
+}
+
+// url gives out a token for r, which is one of the three requests.
+func (s *streamer) url(method string, r any) (string, error) {
+	token, err := s.tokens.add(method, r)
+	if err != nil {
+		return "", err
+	}
+	return s.base.JoinPath(method, token).String(), nil
+}
+
+// serve runs a session if the request brings a token. It never redirects (CVE-2020-8559).
 func (s *streamer) serve(w http.ResponseWriter, r *http.Request) {
-	s.sessions.Add(1) // this handler
-	defer s.sessions.Done()
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	s.ServeHTTP(&hijacker{ResponseWriter: w, streamer: s, gone: cancel}, r.WithContext(ctx))
-}
-
-// hijacker hands out connections that are watched.
-type hijacker struct {
-	http.ResponseWriter
-	streamer *streamer
-	gone     context.CancelFunc
-}
-
-// Hijack implements http.Hijacker.
-func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
+	if r.Method != http.MethodGet && r.Method != http.MethodPost {
+		w.Header().Set("Allow", "GET, POST")
+		http.Error(w, "GET or POST only", http.StatusMethodNotAllowed)
+		return
 	}
-	c := &session{Conn: conn, streamer: h.streamer, gone: h.gone}
-	if !h.streamer.add(c) {
-		_ = conn.Close() // nothing was said
-		return nil, nil, http.ErrServerClosed
+	method, token, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	wanted, ok := s.tokens.take(method, token)
+	if !ok {
+		http.NotFound(w, r)
+		return
 	}
-	// What was read ahead, then the connection through us.
-	early, err := rw.Reader.Peek(rw.Reader.Buffered())
-	if err != nil {
-		return nil, nil, errors.Join(err, c.Close())
+	x := s.begin()
+	if x == nil {
+		http.Error(w, "shutting down", http.StatusServiceUnavailable)
+		return
 	}
-	r := bufio.NewReader(io.MultiReader(bytes.NewReader(bytes.Clone(early)), c))
-	return c, bufio.NewReadWriter(r, rw.Writer), nil
-}
-
-// session is a hijacked connection. Its protocols read all the time, so the first error of a read tells that
-// the client is gone.
-type session struct {
-	net.Conn
-	streamer *streamer
-	gone     context.CancelFunc
-}
-
-func (c *session) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	var timeout net.Error
-	if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
-		c.gone()
+	defer s.handlers.Done()
+	defer x.end()
+	w = &hijacker{ResponseWriter: w, session: x}
+	// The library logs each client's departure as an error.
+	r = r.WithContext(klog.NewContext(x.ctx, klog.Logger{}))
+	switch wanted := wanted.(type) {
+	case *runtimeapi.ExecRequest:
+		e := executor{x, remotecommand.Options{Stdin: wanted.GetStdin(), Stdout: wanted.GetStdout(), Stderr: wanted.GetStderr(), TTY: wanted.GetTty()}}
+		if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+			e.serveV5(w, r, func(c *channels) error {
+				return e.ExecInContainer(x.ctx, "", "", wanted.GetContainerId(), wanted.GetCmd(), c.stdin, c.stdout, c.stderr, e.wanted.TTY, c.resize, 0)
+			})
+			return
+		}
+		remotecommand.ServeExec(w, r, e, "", "", wanted.GetContainerId(), wanted.GetCmd(), &e.wanted,
+			s.idle, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
+	case *runtimeapi.AttachRequest:
+		e := executor{x, remotecommand.Options{Stdin: wanted.GetStdin(), Stdout: wanted.GetStdout(), Stderr: wanted.GetStderr(), TTY: wanted.GetTty()}}
+		if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+			e.serveV5(w, r, func(c *channels) error {
+				return e.AttachContainer(x.ctx, "", "", wanted.GetContainerId(), c.stdin, c.stdout, c.stderr, e.wanted.TTY, c.resize)
+			})
+			return
+		}
+		remotecommand.ServeAttach(w, r, e, "", "", wanted.GetContainerId(), &e.wanted,
+			s.idle, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
+	case *runtimeapi.PortForwardRequest:
+		serve := func(w http.ResponseWriter, r *http.Request) {
+			portforward.ServePortForward(w, r, forwarder{x}, wanted.GetPodSandboxId(), "", &portforward.V4Options{Ports: wanted.GetPort()},
+				s.idle, remotecommand.DefaultStreamCreationTimeout, portforward.SupportedProtocols)
+		}
+		if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+			serveTunnel(w, r, serve)
+			return
+		}
+		serve(w, r)
 	}
-	return n, err
 }
 
-func (c *session) Close() error {
-	c.gone()
-	c.streamer.remove(c)
-	return c.Conn.Close()
+// executor runs what a session asks for. It implements the library's Executor and Attacher, whose contexts are the session's at best:
+// the session's own is used.
+type executor struct {
+	x      *session
+	wanted remotecommand.Options
 }
 
-// add registers a session's connection; false when the server has been stopped.
-func (s *streamer) add(c *session) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conns == nil {
-		return false
-	}
-	s.conns[c] = struct{}{}
-	return true
-}
-
-func (s *streamer) remove(c *session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.conns, c)
-}
-
-// sessions runs what a session asks for. It implements streaming.Runtime.
-type sessions struct{ pods Pods }
-
-func (s sessions) Exec(ctx context.Context, id string, argv []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	code, err := s.pods.Exec(ctx, id, argv, streams(ctx, in, out, errs, tty, resize))
+func (e executor) ExecInContainer(_ context.Context, _, _, id string, argv []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	defer e.x.lastWords()
+	code, err := e.x.streamer.pods.Exec(e.x.ctx, id, argv, e.streams(in, out, errs, resize))
 	if err != nil {
 		return err
 	}
@@ -178,17 +206,21 @@ func (s sessions) Exec(ctx context.Context, id string, argv []string, in io.Read
 	return nil
 }
 
-func (s sessions) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	return s.pods.Attach(ctx, id, streams(ctx, in, out, errs, tty, resize))
+func (e executor) AttachContainer(_ context.Context, _, _, id string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
+	defer e.x.lastWords()
+	return e.x.streamer.pods.Attach(e.x.ctx, id, e.streams(in, out, errs, resize))
 }
 
-// streams translates what the library hands us: a stream that was not asked for is a nil interface there.
-func streams(ctx context.Context, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) podsandbox.Streams {
-	s := podsandbox.Streams{Stdin: in, TTY: tty}
-	if out != nil {
+// streams translates what the library hands us: a stream that was not asked for is nil over SPDY, but not over WebSocket.
+func (e executor) streams(in io.Reader, out, errs io.WriteCloser, resize <-chan remotecommand.TerminalSize) podsandbox.Streams {
+	s := podsandbox.Streams{TTY: e.wanted.TTY, Go: e.x.spawn}
+	if e.wanted.Stdin {
+		s.Stdin = in
+	}
+	if e.wanted.Stdout {
 		s.Stdout = out
 	}
-	if errs != nil && !tty {
+	if e.wanted.Stderr && !e.wanted.TTY {
 		s.Stderr = errs
 	}
 	if resize == nil {
@@ -196,7 +228,7 @@ func streams(ctx context.Context, in io.Reader, out, errs io.WriteCloser, tty bo
 	}
 	sizes := make(chan podsandbox.WindowSize)
 	s.Resize = sizes
-	go func() { // ends with the session
+	e.x.spawn(func() {
 		defer close(sizes)
 		for {
 			select {
@@ -206,38 +238,48 @@ func streams(ctx context.Context, in io.Reader, out, errs io.WriteCloser, tty bo
 				}
 				select {
 				case sizes <- podsandbox.WindowSize{Width: r.Width, Height: r.Height}:
-				case <-ctx.Done():
+				case <-e.x.ctx.Done():
 					return
 				}
-			case <-ctx.Done():
+			case <-e.x.ctx.Done():
 				return
 			}
 		}
-	}()
+	})
 	return s
 }
 
+// forwarder implements the library's PortForwarder, for one session: the library's contexts never end.
+type forwarder struct{ x *session }
+
 // PortForward moves bytes between one connection of a client and a port of a pod. Its end, however it comes, is the end of this
 // connection only.
-func (s sessions) PortForward(ctx context.Context, id string, port int32, client io.ReadWriteCloser) error {
+func (f forwarder) PortForward(_ context.Context, id, _ string, port int32, client io.ReadWriteCloser) error {
+	if !f.x.enter() {
+		return nil // the client left
+	}
+	defer f.x.background.Done()
 	if port < 1 || port > 65535 {
 		return fmt.Errorf("port %d is not between 1 and 65535", port)
 	}
-	conn, err := s.pods.DialPod(ctx, id, uint16(port))
+	conn, err := f.x.streamer.pods.DialPod(f.x.ctx, id, uint16(port))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // its last byte was read or nobody wants it
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	stop := context.AfterFunc(f.x.ctx, func() { _ = conn.Close() })
 	defer stop()
-	go func() { // ends with the client's stream, which the library closes when we return
-		_, _ = io.Copy(conn, client) // whoever ends it, the other direction goes on
+	f.x.spawn(func() { // ends with the client's stream, which the library closes when we return
+		_, err := io.Copy(conn, client) // whoever ends it, the other direction goes on
 		if c, ok := conn.(interface{ CloseWrite() error }); ok {
 			_ = c.CloseWrite() // the client has said all it had to say
 		}
-	}()
+		if err != nil {
+			_, _ = io.Copy(io.Discard, client) // nobody listens: the client's other connections must not wait for this one
+		}
+	})
 	_, err = io.Copy(client, conn)
-	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+	if f.x.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		return nil // the client left
 	}
 	return err
@@ -258,9 +300,13 @@ func (s *runtimeService) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*ru
 	if err != nil {
 		return nil, err
 	}
-	return s.streamer.GetExec(&runtimeapi.ExecRequest{
+	u, err := s.streamer.url("exec", &runtimeapi.ExecRequest{
 		ContainerId: id, Cmd: r.GetCmd(), Tty: r.GetTty(), Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(),
 	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ExecResponse{Url: u}, nil
 }
 
 func (s *runtimeService) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
@@ -274,9 +320,13 @@ func (s *runtimeService) Attach(_ context.Context, r *runtimeapi.AttachRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return s.streamer.GetAttach(&runtimeapi.AttachRequest{
+	u, err := s.streamer.url("attach", &runtimeapi.AttachRequest{
 		ContainerId: id, Tty: r.GetTty(), Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(),
 	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.AttachResponse{Url: u}, nil
 }
 
 func (s *runtimeService) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
@@ -300,7 +350,11 @@ func (s *runtimeService) PortForward(_ context.Context, r *runtimeapi.PortForwar
 	if p.State != podsandbox.PodReady {
 		return nil, fmt.Errorf("cannot forward ports of pod %q: %w: it is not ready (%s)", p.ID, podsandbox.ErrState, p.Reason)
 	}
-	return s.streamer.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: p.ID, Port: r.GetPort()})
+	u, err := s.streamer.url("portforward", &runtimeapi.PortForwardRequest{PodSandboxId: p.ID, Port: r.GetPort()})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PortForwardResponse{Url: u}, nil
 }
 
 // streams checks which streams are asked for; a terminal has no stderr of its own.

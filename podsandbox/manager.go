@@ -64,6 +64,7 @@ type Manager struct {
 	patience  time.Duration  // with a pod init: initLimit, but in tests
 	retry     chan struct{}  // wakes the janitor; cap 1: a wish, not a count
 	collect   chan struct{}  // wakes the collector of images; cap 1: a wish, not a count
+	backlogs  atomic.Int64   // bytes that attached clients have not read yet
 
 	// mu guards the indexes below. Pods and containers are in them from their intent to their end.
 	mu         sync.RWMutex
