@@ -147,7 +147,7 @@ func cancelWhen(c <-chan struct{}, cancel context.CancelFunc) {
 }
 
 func TestLookUpDevices(t *testing.T) {
-	f, err := lookUpNow(&runtimeapi.ContainerConfig{Devices: []*runtimeapi.Device{
+	f, err := hostPaths{}.lookUpNow(&runtimeapi.ContainerConfig{Devices: []*runtimeapi.Device{
 		{HostPath: "/dev/null", ContainerPath: "/dev/nothing", Permissions: "r"},
 	}}, nil)
 	if err != nil {
@@ -167,7 +167,7 @@ func TestLookUpDevices(t *testing.T) {
 	if err := os.Symlink("/dev/zero", link); err != nil {
 		t.Fatal(err)
 	}
-	f, err = lookUpNow(&runtimeapi.ContainerConfig{
+	f, err = hostPaths{}.lookUpNow(&runtimeapi.ContainerConfig{
 		Devices: []*runtimeapi.Device{{HostPath: link, ContainerPath: "/x", Permissions: "rwm"}, {HostPath: "/dev", ContainerPath: "/host", Permissions: "m"}},
 		Linux:   &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: true}},
 	}, nil)

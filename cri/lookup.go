@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/crisp-cri/crisp/podsandbox"
+	"github.com/crisp-cri/crisp/runtime/cdi"
 	"github.com/crisp-cri/crisp/runtime/seccomp"
 )
 
@@ -23,10 +25,17 @@ type found struct {
 	allowed []specs.LinuxDeviceCgroup // what may be done with them
 	all     []specs.LinuxDevice       // of the host; of privileged containers only
 	seccomp *specs.LinuxSeccomp       // of a profile of type Localhost
+	cdi     cdi.Edits                 // of the CDI devices
+}
+
+// hostPaths looks up what containers' configs name of the host.
+type hostPaths struct {
+	cdi            *cdi.Registry // nil: no CDI devices
+	cdiAnnotations bool
 }
 
 // lookUp does the part of CreateContainer that touches paths a user names: devices,
-// a seccomp profile, and mount sources, which are made when they are
+// a seccomp profile, what CDI devices stand for, and mount sources, which are made when they are
 // missing. Any of them can be on a dead network mount and hang in the kernel for good; then this call
 // ends with ctx, nothing else waits, and the goroutine ends when the kernel lets it.
 //
@@ -35,8 +44,8 @@ type found struct {
 // why a path that changes between here and there does no harm.
 //
 // Undo: none; a directory made for a missing source stays, as with other runtimes.
-func lookUp(ctx context.Context, config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
-	return bounded(ctx, func() (*found, error) { return lookUpNow(config, profile) })
+func (h hostPaths) lookUp(ctx context.Context, config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
+	return bounded(ctx, func() (*found, error) { return h.lookUpNow(config, profile) })
 }
 
 // bounded runs look, but waits no longer than ctx.
@@ -58,7 +67,7 @@ func bounded(ctx context.Context, look func() (*found, error)) (*found, error) {
 	}
 }
 
-func lookUpNow(config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
+func (h hostPaths) lookUpNow(config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
 	f := &found{}
 	if err := f.lookUpDevices(config.GetDevices()); err != nil {
 		return nil, err
@@ -80,6 +89,9 @@ func lookUpNow(config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityP
 			return nil, invalid(field, "%v", err)
 		}
 	}
+	if err := f.lookUpCDI(h, config); err != nil {
+		return nil, err
+	}
 	// Last, because it is the only step that leaves something.
 	for i, m := range config.GetMounts() {
 		if err := ensureSource(m.GetHostPath()); err != nil {
@@ -87,6 +99,37 @@ func lookUpNow(config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityP
 		}
 	}
 	return f, nil
+}
+
+// lookUpCDI resolves the CDI devices of the field, which is checked, then those of annotations, if they count.
+func (f *found) lookUpCDI(h hostPaths, config *runtimeapi.ContainerConfig) error {
+	const field = "config.CDI_devices"
+	var names []string
+	for _, d := range config.GetCDIDevices() {
+		names = append(names, d.GetName())
+	}
+	if h.cdiAnnotations {
+		annotated, err := cdi.Annotated(config.GetAnnotations())
+		if err != nil {
+			return invalid("config.annotations", "%v", err)
+		}
+		names = append(names, annotated...)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	if h.cdi == nil {
+		return &fieldError{field, "this crispd knows no CDI devices (cdi.spec_dirs is empty)", podsandbox.ErrUnsupported}
+	}
+	edits, err := h.cdi.Resolve(names)
+	switch {
+	case errors.Is(err, cdi.ErrUnsupported):
+		return fmt.Errorf("%s: %w", field, err)
+	case err != nil:
+		return invalid(field, "%v", err)
+	}
+	f.cdi = *edits
+	return nil
 }
 
 // ensureSource makes a missing mount source, as a directory.

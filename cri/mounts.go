@@ -37,14 +37,18 @@ func defaultMounts(pod *podsandbox.Pod, privileged bool) []specs.Mount {
 	}
 }
 
-// mounts are the default ones, then the pod's files and what the config names, sorted
+// mounts are the default ones, then the pod's files and what the config and the CDI devices (more) name, sorted
 // by depth, so that none hides another. A default mount at or below one that the config names
 // is left out: it would be hidden.
-func mounts(config *runtimeapi.ContainerConfig, pod *podsandbox.Pod) []specs.Mount {
+func mounts(config *runtimeapi.ContainerConfig, pod *podsandbox.Pod, more []specs.Mount) []specs.Mount {
 	sc := config.GetLinux().GetSecurityContext()
 	var named []specs.Mount
 	for _, m := range config.GetMounts() {
 		named = append(named, bind(m))
+	}
+	for _, m := range more { // of two for one place the device's counts, and of two devices' the later
+		named = slices.DeleteFunc(named, func(n specs.Mount) bool { return n.Destination == m.Destination })
+		named = append(named, m)
 	}
 	covers := func(where string) bool {
 		return slices.ContainsFunc(named, func(m specs.Mount) bool { return below(where, m.Destination) })

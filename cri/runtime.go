@@ -71,7 +71,12 @@ func (s *runtimeService) statusInfo() (map[string]string, error) {
 		}
 		operations = append(operations, op)
 	}
+	devices := map[string][]string{}
+	if s.cfg.CDI != nil {
+		devices["devices"], devices["ignored"] = s.cfg.CDI.Names(), s.cfg.CDI.Problems()
+	}
 	return inJSON(map[string]any{
+		"cdi":        devices,
 		"config":     s.cfg.Settings,
 		"operations": operations,
 		"host":       s.cfg.Host,

@@ -108,14 +108,15 @@ var defaultDevices = []specs.LinuxDevice{
 }
 
 func node(where string, major, minor int64) specs.LinuxDevice {
-	return specs.LinuxDevice{Path: where, Type: "c", Major: major, Minor: minor, FileMode: ptr(worldWritable)}
+	return specs.LinuxDevice{Path: where, Type: "c", Major: major, Minor: minor, FileMode: ptr(worldWritable), UID: ptr(uint32(0)), GID: ptr(uint32(0))}
 }
 
-// devices are the nodes of a container; of two for one path the later counts.
+// devices are the nodes of a container; of two for one path the later counts. One without an owner gets the container's user,
+// once that is known (package podsandbox).
 func devices(f *found) []specs.LinuxDevice {
 	var list []specs.LinuxDevice
 	at := map[string]int{}
-	for _, d := range slices.Concat(defaultDevices, f.all, f.devices) {
+	for _, d := range slices.Concat(defaultDevices, f.all, f.devices, f.cdi.Devices) {
 		if i, ok := at[d.Path]; ok {
 			list[i] = d
 			continue
@@ -146,5 +147,5 @@ func deviceRules(f *found, privileged bool) []specs.LinuxDeviceCgroup {
 	if privileged {
 		return []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	}
-	return slices.Concat(defaultRules, f.allowed)
+	return slices.Concat(defaultRules, f.allowed, f.cdi.Rules)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/crisp-cri/crisp/network"
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/caps"
+	"github.com/crisp-cri/crisp/runtime/cdi"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
 )
 
@@ -73,6 +74,10 @@ type Config struct {
 	UnsetSeccompProfile string
 	// DefaultSysctls of pods, each where the pod has the namespace of its own and does not set it. Can be empty.
 	DefaultSysctls map[string]string
+	// CDI are the devices that CDI_devices can name; nil: none.
+	CDI *cdi.Registry
+	// CDIAnnotations: containers' annotations (cdi.k8s.io/…) can name them, too.
+	CDIAnnotations bool
 	// Streaming serves exec, attach and port-forward. Can be empty.
 	Streaming StreamingConfig
 	// Settings is shown as JSON by Status (verbose); no secrets. Can be nil.
@@ -148,7 +153,7 @@ func NewServer(cfg Config) (*Server, error) {
 		grpc.ConnectionTimeout(handshake),
 	)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{
-		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: lookUp,
+		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: hostPaths{cfg.CDI, cfg.CDIAnnotations}.lookUp,
 		draining: s.draining, senders: &s.senders,
 	})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{cfg: &cfg})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -50,7 +51,7 @@ type specInput struct {
 	capabilities []string // the default set
 }
 
-// buildSpec makes the OCI specification of a container. It is pure. Process.User
+// buildSpec makes the OCI specification of a container. It is pure. Process.User (but for groups that CDI devices add)
 // and Linux.CgroupsPath are left to package podsandbox.
 func buildSpec(in *specInput) (*specs.Spec, error) {
 	sc := in.config.GetLinux().GetSecurityContext()
@@ -80,7 +81,7 @@ func buildSpec(in *specInput) (*specs.Spec, error) {
 			NoNewPrivileges: sc.GetNoNewPrivs(),
 		},
 		Root:        &specs.Root{Path: "rootfs", Readonly: sc.GetReadonlyRootfs()},
-		Mounts:      mounts(in.config, in.pod),
+		Mounts:      mounts(in.config, in.pod, in.found.cdi.Mounts),
 		Annotations: annotations(in),
 		Linux: &specs.Linux{
 			Namespaces:        namespaces(in),
@@ -95,6 +96,10 @@ func buildSpec(in *specInput) (*specs.Spec, error) {
 	if r := in.config.GetLinux().GetResources(); r != nil {
 		spec.Process.OOMScoreAdj = ptr(int(r.GetOomScoreAdj()))
 	}
+	if h := in.found.cdi.Hooks; !reflect.ValueOf(h).IsZero() {
+		spec.Hooks = &h
+	}
+	spec.Process.User.AdditionalGids = in.found.cdi.GIDs
 	return spec, nil
 }
 
@@ -123,7 +128,7 @@ func arguments(config *runtimeapi.ContainerConfig, image *imagespec.ImageConfig)
 	return all, nil
 }
 
-// environment: defaults, then the image's, then the config's. Of two for one name the later counts, at the place of the first.
+// environment: defaults, then the image's, the config's, the CDI devices'. Of two for one name the later counts, at the place of the first.
 func environment(in *specInput) []string {
 	var list []string
 	at := map[string]int{}
@@ -153,6 +158,9 @@ func environment(in *specInput) []string {
 	}
 	for _, e := range in.config.GetEnvs() {
 		set(e.GetKey() + "=" + string(e.GetValue()))
+	}
+	for _, e := range in.found.cdi.Env {
+		set(e)
 	}
 	return list
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/caps"
+	"github.com/crisp-cri/crisp/runtime/cdi"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -108,6 +109,20 @@ var specCases = []specCase{
 	{"devices", func(in *specInput, c *runtimeapi.ContainerConfig, sc *runtimeapi.LinuxContainerSecurityContext) {
 		in.found.devices = []specs.LinuxDevice{node("/dev/fuse", 10, 229), node("/dev/tty", 4, 1)}
 		in.found.allowed = []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(229)), Access: "rw"}}
+	}},
+	{"cdi", func(in *specInput, c *runtimeapi.ContainerConfig, sc *runtimeapi.LinuxContainerSecurityContext) {
+		c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: "VISIBLE", Value: []byte("none")})
+		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/lib/a.so", HostPath: "/src/mine"}, {ContainerPath: "/lib", HostPath: "/src/lib"}}
+		in.found.cdi = cdi.Edits{
+			Env: []string{"VISIBLE=all", "MORE=1"}, GIDs: []uint32{44},
+			Devices: []specs.LinuxDevice{{Path: "/dev/gpu0", Type: "c", Major: 195, Minor: 0, FileMode: ptr(worldWritable)}},
+			Rules:   []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: ptr(int64(195)), Minor: ptr(int64(0)), Access: "rw"}},
+			Mounts: []specs.Mount{
+				{Destination: "/lib/x/b.so", Type: "bind", Source: "/lib/b.so.5", Options: []string{"ro", "rbind", "rprivate"}},
+				{Destination: "/lib/a.so", Type: "bind", Source: "/lib/a.so.5", Options: []string{"ro"}},
+			},
+			Hooks: specs.Hooks{CreateContainer: []specs.Hook{{Path: "/usr/bin/hook", Args: []string{"hook", "ldcache"}, Timeout: ptr(5)}}},
+		}
 	}},
 }
 

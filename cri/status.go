@@ -12,6 +12,7 @@ import (
 	"github.com/crisp-cri/crisp/network"
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/caps"
+	"github.com/crisp-cri/crisp/runtime/cdi"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
 	"github.com/crisp-cri/crisp/runtime/seccomp"
 	"github.com/crisp-cri/crisp/runtime/spawn"
@@ -71,6 +72,9 @@ var meanings = []meaning{
 	{cause: cgroup.ErrUnsupported, code: codes.Unimplemented},
 	{cause: cgroup.ErrBusy, code: codes.FailedPrecondition},
 	{cause: cgroup.ErrNotFound, code: codes.NotFound},
+
+	{cause: cdi.ErrUnresolvable, code: codes.InvalidArgument},
+	{cause: cdi.ErrUnsupported, code: codes.Unimplemented},
 
 	{cause: caps.ErrUnknown, code: codes.InvalidArgument},
 	{cause: seccomp.ErrInvalid, code: codes.InvalidArgument},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/caps"
+	"github.com/crisp-cri/crisp/runtime/cdi"
 )
 
 // Limits of the specification and of the kernel.
@@ -510,8 +511,10 @@ func (c *checker) createContainer(r *runtimeapi.CreateContainerRequest, cfg *Con
 	for i, d := range config.GetDevices() {
 		c.device(fmt.Sprintf("config.devices[%d]", i), d)
 	}
-	if len(config.GetCDIDevices()) > 0 {
-		c.lacks("config.CDI_devices", "CDI devices are not available in this version of crisp")
+	for i, d := range config.GetCDIDevices() {
+		if name := d.GetName(); !cdi.IsName(name) {
+			c.bad(fmt.Sprintf("config.CDI_devices[%d].name", i), "%q is no name of a device, like vendor.com/class=name", clip(name))
+		}
 	}
 	if config.GetWindows() != nil {
 		c.bad("config.windows", "this is a Linux node")

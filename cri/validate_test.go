@@ -260,7 +260,10 @@ var badContainers = []struct {
 	{"log path with NUL", bad, "config.log_path: ", ctrLog("a\x00")},
 	{"log path too long", bad, "config.log_path: ", ctrLog(strings.Repeat("a", 5000))},
 	{"stop signal", bad, "config.stop_signal: ", func(r *runtimeapi.CreateContainerRequest, c *runtimeapi.ContainerConfig) { c.StopSignal = 99 }},
-	{"cdi", lack, "config.CDI_devices: ", func(r *runtimeapi.CreateContainerRequest, c *runtimeapi.ContainerConfig) {
+	{"cdi name", bad, "config.CDI_devices[1].name: ", func(r *runtimeapi.CreateContainerRequest, c *runtimeapi.ContainerConfig) {
+		c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v.com/gpu=0"}, {Name: "v.com/gpu"}}
+	}},
+	{"cdi switched off", lack, "config.CDI_devices: ", func(r *runtimeapi.CreateContainerRequest, c *runtimeapi.ContainerConfig) {
 		c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v.com/gpu=0"}}
 	}},
 	{"windows", bad, "config.windows: ", func(r *runtimeapi.CreateContainerRequest, c *runtimeapi.ContainerConfig) {

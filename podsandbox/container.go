@@ -325,15 +325,30 @@ func (c *container) resolveUser(rootfs *os.File) error {
 	if err != nil {
 		return err
 	}
-	c.draft.User = id
 	// The caller's spec is not ours to change.
-	spec, process := *c.spec, *c.spec.Process
+	spec, process, linux := *c.spec, *c.spec.Process, *c.spec.Linux
+	for _, g := range process.User.AdditionalGids { // of CDI devices
+		if !slices.Contains(id.Groups, g) {
+			id.Groups = append(slices.Clip(id.Groups), g)
+		}
+	}
+	c.draft.User = id
 	process.User.UID, process.User.GID, process.User.AdditionalGids = id.UID, id.GID, id.Groups
 	process.User.Username = id.Username
 	if id.Home != "" && !slices.ContainsFunc(process.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
 		process.Env = append(slices.Clip(process.Env), "HOME="+id.Home)
 	}
-	spec.Process = &process
+	linux.Devices = slices.Clone(linux.Devices)
+	for i := range linux.Devices {
+		d := &linux.Devices[i]
+		if d.UID == nil {
+			d.UID = &id.UID
+		}
+		if d.GID == nil {
+			d.GID = &id.GID
+		}
+	}
+	spec.Process, spec.Linux = &process, &linux
 	c.spec = &spec
 	return nil
 }

@@ -177,7 +177,8 @@ type ContainerConfig struct {
 	TargetID    string            `json:"targetID,omitempty"`
 	// Spec is complete but for Process.User, which User below is resolved into
 	// once the root file system can be read (also HOME, unless the env has it),
-	// and Linux.CgroupsPath. Linux.Resources and Linux.Seccomp are applied.
+	// and Linux.CgroupsPath. Groups that Process.User has already are added to the user's; a device without an owner gets
+	// the user. Linux.Resources and Linux.Seccomp are applied.
 	Spec *specs.Spec `json:"-"` // stored as config.json
 	// User to resolve in the container's root file system.
 	User user.Request `json:"user"`

@@ -13,6 +13,7 @@ import (
 	"github.com/crisp-cri/crisp/network/bridge"
 	"github.com/crisp-cri/crisp/network/cni"
 	"github.com/crisp-cri/crisp/network/netns"
+	"github.com/crisp-cri/crisp/runtime/cdi"
 )
 
 // Config is the daemon's configuration: what Defaults says, with the file's and
@@ -31,6 +32,13 @@ type Config struct {
 	Image     ImageConfig     `toml:"image"`
 	Runtime   RuntimeConfig   `toml:"runtime"`
 	Streaming StreamingConfig `toml:"streaming"`
+	CDI       CDIConfig       `toml:"cdi"`
+}
+
+// CDIConfig says where devices of the Container Device Interface are described.
+type CDIConfig struct {
+	SpecDirs    []string `toml:"spec_dirs" comment:"CDI files, by which drivers describe devices; a later directory has precedence. Looked at anew for each container that asks. []: no CDI"`
+	Annotations bool     `toml:"annotations" comment:"Containers' annotations cdi.k8s.io/... name devices, too: for device plugins from before the CRI field CDI_devices. Pods' annotations never do"`
 }
 
 // StreamingConfig says where exec, attach and port-forward are served.
@@ -129,6 +137,7 @@ func Defaults() *Config {
 				"net.ipv4.ping_group_range":           "0 2147483647",
 			},
 		},
+		CDI:       CDIConfig{SpecDirs: cdi.DefaultDirs()},
 		Streaming: StreamingConfig{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
 	}
 }
@@ -178,6 +187,11 @@ func (c *Config) Validate() error {
 	errs = append(errs, c.Image.validate()...)
 	errs = append(errs, c.Runtime.validate()...)
 	errs = append(errs, c.Streaming.validate()...)
+	for _, dir := range c.CDI.SpecDirs {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
+			wrong("cdi.spec_dirs", dir, "an absolute path without . and ..")
+		}
+	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }

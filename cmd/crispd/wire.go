@@ -16,6 +16,7 @@ import (
 	"github.com/crisp-cri/crisp/network/cni"
 	"github.com/crisp-cri/crisp/network/netns"
 	"github.com/crisp-cri/crisp/podsandbox"
+	"github.com/crisp-cri/crisp/runtime/cdi"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
 	"github.com/crisp-cri/crisp/runtime/spawn"
 )
@@ -27,6 +28,7 @@ type parts struct {
 	network network.Network
 	spawner *spawn.Spawner
 	pods    *podsandbox.Manager
+	cdi     *cdi.Registry // nil: none
 
 	closers []func() error // last opened, first closed
 }
@@ -78,6 +80,12 @@ func assemble(cfg *Config) (_ *parts, err error) {
 	for _, n := range []network.Network{embedded, plugins} {
 		if n != p.network {
 			others = append(others, n)
+		}
+	}
+
+	if len(cfg.CDI.SpecDirs) > 0 {
+		if p.cdi, err = cdi.New(cfg.CDI.SpecDirs); err != nil {
+			return nil, fmt.Errorf("cannot read CDI devices (cdi.spec_dirs): %w", err)
 		}
 	}
 
@@ -185,6 +193,8 @@ func criConfig(cfg *Config, p *parts, host cri.Host, streaming cri.StreamingConf
 		DefaultCapabilities: cfg.Runtime.DefaultCapabilities,
 		UnsetSeccompProfile: cfg.Runtime.UnsetSeccompProfile,
 		DefaultSysctls:      cfg.Runtime.DefaultSysctls,
+		CDI:                 p.cdi,
+		CDIAnnotations:      cfg.CDI.Annotations,
 		Streaming:           streaming,
 		Settings:            cfg,
 	}

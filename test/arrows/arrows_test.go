@@ -95,7 +95,7 @@ var forbidden = []struct {
 	{[]string{"./network"}, nil, []string{"./image"}, "neighbours: podsandbox brings them together"},
 	{[]string{"./image"}, nil, []string{"./network"}, "neighbours: podsandbox brings them together"},
 	{[]string{"./network", "./image"}, nil, []string{
-		"./runtime/spawn", "./runtime/initproto", "./runtime/cgroup", "./runtime/logs", "./runtime/seccomp", "./runtime/caps",
+		"./runtime/spawn", "./runtime/initproto", "./runtime/cgroup", "./runtime/logs", "./runtime/seccomp", "./runtime/caps", "./runtime/cdi",
 	}, "of runtime they may use sys only"},
 	{[]string{"./runtime/sys"}, nil, product, "the bottom: it imports nothing of ours"},
 	{product, []string{"./cri", "./cmd/crispd"}, []string{"k8s.io/cri-api"}, "only cri interprets CRI messages; cmd/crispd registers its server"},
@@ -109,6 +109,7 @@ var forbidden = []struct {
 	{product, []string{"./network", "./cmd/crispd/check"}, []string{"github.com/vishvananda", "github.com/google/nftables"}, "only network talks netlink (and check, which tries whether it could)"},
 	{product, []string{"./runtime/cgroup"}, []string{"github.com/opencontainers/cgroups"}, "only runtime/cgroup writes cgroup files"},
 	{product, []string{"./network/cni"}, []string{"github.com/containernetworking"}, "only network/cni knows CNI"},
+	{product, []string{"./runtime/cdi"}, []string{"tags.cncf.io"}, "only runtime/cdi reads CDI files"},
 	{product, []string{"./image"}, []string{"github.com/google/go-containerregistry"}, "only image knows registries"},
 }
 
