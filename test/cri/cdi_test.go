@@ -127,7 +127,9 @@ func TestCDIAnnotations(t *testing.T) {
 			w, dir := cdiWorld(t, tt.args...)
 			describe(t, dir, "gpu", `{"env":["GPU=1"]}`)
 			describe(t, dir, "pods", `{"env":["PODS=1"]}`)
-			p := w.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Annotations = map[string]string{"cdi.k8s.io/x": "v.test/c=pods"} })
+			p := w.pod(t, func(c *runtimeapi.PodSandboxConfig) {
+				c.Annotations = map[string]string{"cdi.k8s.io/x": "v.test/c=pods"}
+			})
 			got := p.output([]string{"env"}, func(c *runtimeapi.ContainerConfig) { c.Annotations = map[string]string{"cdi.k8s.io/x": "v.test/c=gpu"} })
 			if strings.Contains(got, "GPU=1") != (tt.want != "") {
 				t.Errorf("environment is %q, want GPU=%q", got, tt.want)
