@@ -32,7 +32,7 @@
 //
 // # What it does not do
 //
-// Bandwidth annotations are checked but not applied. There is no NetworkPolicy.
+// There is no NetworkPolicy.
 //
 // Version ledger: veth with a peer in another namespace in one request 2.6.35,
 // nftables NAT in family inet 5.2, concatenations in maps for NAT 5.7.
@@ -121,7 +121,7 @@ func (c Config) withDefaults() (Config, error) {
 	if len(c.Bridge) > maxLinkName || strings.Trim(c.Bridge, nameBytes+".") != "" || c.Bridge[0] == '.' {
 		return c, fmt.Errorf("bridge: %w: %q is no name for a bridge (letters, digits, _, - and ., at most %d bytes)", network.ErrInvalid, c.Bridge, maxLinkName)
 	}
-	if strings.HasPrefix(c.Bridge, linkPrefix(c.Bridge)) || linkPattern.MatchString(c.Bridge) {
+	if strings.HasPrefix(c.Bridge, linkPrefix(c.Bridge)) || podLinkName(c.Bridge) {
 		return c, fmt.Errorf("bridge: %w: %q looks like the link of a pod", network.ErrInvalid, c.Bridge)
 	}
 	if strings.Trim(c.Table, nameBytes) != "" || len(c.Table) > 64 {
@@ -297,8 +297,7 @@ func (b *Bridge) Plan(ctx context.Context, p network.Pod) (network.Result, error
 	if p.ID == "" {
 		return network.Result{}, fmt.Errorf("cannot plan network of pod %q: %w: no id", p.ID, network.ErrInvalid)
 	}
-	bandwidth, err := network.BandwidthOf(p.Annotations)
-	if err != nil {
+	if _, err := network.BandwidthOf(p.Annotations); err != nil {
 		return network.Result{}, fmt.Errorf("cannot plan network of pod %q: %w", p.ID, err)
 	}
 	b.mu.Lock()
@@ -315,6 +314,7 @@ func (b *Bridge) Plan(ctx context.Context, p network.Pod) (network.Result, error
 		}
 		r.IPs, r.Subnets = append(r.IPs, ip), append(r.Subnets, pool.prefix)
 	}
+	var err error
 	if r.Ports, err = b.ports.claim(p.ID, r.IPs, p.Ports); err != nil {
 		b.releaseLocked(p.ID, r)
 		return network.Result{}, fmt.Errorf("cannot plan network of pod %q: %w", p.ID, err)
@@ -326,9 +326,6 @@ func (b *Bridge) Plan(ctx context.Context, p network.Pod) (network.Result, error
 	}
 	b.links[r.HostLink] = p.ID
 	b.pods[p.ID] = &pod{id: p.ID, result: r}
-	if bandwidth != (network.Bandwidth{}) {
-		klog.FromContext(ctx).Info("Bandwidth annotations are not supported by this network, ignoring", "pod", klog.KRef(p.Namespace, p.Name))
-	}
 	return r, nil
 }
 
@@ -374,6 +371,10 @@ func (b *Bridge) setup(ctx context.Context, p network.Pod, planned network.Resul
 	if !b.holds(entry) {
 		return network.Result{}, fmt.Errorf("%w: it was torn down meanwhile", network.ErrInvalid)
 	}
+	bandwidth, err := network.BandwidthOf(p.Annotations)
+	if err != nil {
+		return network.Result{}, err
+	}
 	if len(entry.result.Subnets) != len(entry.result.IPs) {
 		return network.Result{}, fmt.Errorf("%w: its record does not say which ranges %v are from", network.ErrInvalid, entry.result.IPs)
 	}
@@ -385,7 +386,7 @@ func (b *Bridge) setup(ctx context.Context, p network.Pod, planned network.Resul
 	if err != nil {
 		return network.Result{}, err
 	}
-	if err := b.addLink(ctx, h, p, entry); err != nil {
+	if err := b.addLink(ctx, h, p, entry, bandwidth); err != nil {
 		return network.Result{}, errors.Join(err, b.rules.Remove(entry.result.HostLink))
 	}
 	return entry.result, nil
@@ -400,9 +401,9 @@ func (b *Bridge) holds(entry *pod) bool {
 
 // addLink makes the pod's links and its rules. What stands in the way is looked at only when
 // something does.
-func (b *Bridge) addLink(ctx context.Context, h *host, p network.Pod, entry *pod) error {
+func (b *Bridge) addLink(ctx context.Context, h *host, p network.Pod, entry *pod, bandwidth network.Bandwidth) error {
 	rules := func() error { return b.addRules(entry.result) }
-	e := b.endpoint(h, p, entry.result)
+	e := b.endpoint(h, p, entry.result, bandwidth)
 	err := b.kernel.makeEndpoint(e, rules)
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODEV):
@@ -411,7 +412,7 @@ func (b *Bridge) addLink(ctx context.Context, h *host, p network.Pod, entry *pod
 		if h, err = b.ensureHost(ctx); err != nil {
 			return err
 		}
-		e = b.endpoint(h, p, entry.result)
+		e = b.endpoint(h, p, entry.result, bandwidth)
 		return b.kernel.makeEndpoint(e, rules)
 	case errors.Is(err, unix.EEXIST):
 		ours, lookErr := b.kernel.isOurs(e.hostLink, h.index)
@@ -426,7 +427,7 @@ func (b *Bridge) addLink(ctx context.Context, h *host, p network.Pod, entry *pod
 		} else if err := b.renameLink(entry); err != nil {
 			return err
 		}
-		e = b.endpoint(h, p, entry.result)
+		e = b.endpoint(h, p, entry.result, bandwidth)
 		return b.kernel.makeEndpoint(e, rules)
 	}
 	return err
@@ -452,11 +453,11 @@ func (b *Bridge) renameLink(entry *pod) error {
 	}
 }
 
-func (b *Bridge) endpoint(h *host, p network.Pod, r network.Result) endpoint {
+func (b *Bridge) endpoint(h *host, p network.Pod, r network.Result, bandwidth network.Bandwidth) endpoint {
 	return endpoint{
 		podID: p.ID, hostLink: r.HostLink, master: h.index, mtu: h.mtu,
 		podMAC: podMAC(r.IPs[0]), hostMAC: portMAC(r.IPs[0]),
-		ips: r.IPs, subnets: r.Subnets, netns: p.NetNS,
+		ips: r.IPs, subnets: r.Subnets, netns: p.NetNS, bandwidth: bandwidth,
 	}
 }
 
@@ -534,6 +535,9 @@ func (b *Bridge) Teardown(_ context.Context, p network.Pod, r network.Result) er
 		errs = append(errs, fmt.Errorf("%w: %q is not a link of ours", network.ErrInvalid, r.HostLink))
 	default:
 		errs = append(errs, b.kernel.deleteLink(r.HostLink))
+		if limit, err := network.BandwidthOf(p.Annotations); err != nil || limit.Egress > 0 { // an error: a Setup of another version took it
+			errs = append(errs, b.kernel.deleteShaper(r.HostLink))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("cannot tear down network of pod %q: %w", p.ID, err)

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/crisp-cri/crisp/network"
 	"github.com/crisp-cri/crisp/network/netns"
 	"github.com/crisp-cri/crisp/network/nlbatch"
 )
@@ -160,6 +161,8 @@ type endpoint struct {
 	ips      []netip.Addr
 	subnets  []netip.Prefix // of ips, in the same order
 	netns    *os.File
+
+	bandwidth network.Bandwidth
 }
 
 func (e endpoint) has6() bool {
@@ -313,8 +316,15 @@ func (k *kernel) makeEndpoint(e endpoint, meanwhile func() error) error {
 		err = netns.Do(e.netns, func() error { return k.configurePod(e) })
 		err = errors.Join(err, <-done)
 	}
+	if err == nil {
+		err = k.shape(e)
+	}
 	if err != nil {
-		return errors.Join(err, k.deleteLink(e.hostLink))
+		err = errors.Join(err, k.deleteLink(e.hostLink))
+		if e.bandwidth.Egress > 0 {
+			err = errors.Join(err, k.deleteShaper(e.hostLink))
+		}
+		return err
 	}
 	return nil
 }

@@ -124,7 +124,8 @@ func (b *Bridge) adoptLocked(log klog.Logger, id string, r network.Result) {
 	b.pods[id] = &pod{id: id, result: r}
 }
 
-// collectLinks deletes the pods' links of this bridge that keep does not want.
+// collectLinks deletes the pods' links of this bridge that keep does not want, and the
+// intermediate links of such.
 func (b *Bridge) collectLinks(bridge int, keep func(name string) bool) error {
 	links, err := whole(b.kernel.links.LinkList)
 	if err != nil {
@@ -134,6 +135,10 @@ func (b *Bridge) collectLinks(bridge int, keep func(name string) bool) error {
 	var errs []error
 	for _, l := range links {
 		name := l.Attrs().Name
+		if hostLink := shapedLink(l); strings.HasPrefix(hostLink, prefix) && !keep(hostLink) {
+			errs = append(errs, b.kernel.deleteLink(name))
+			continue
+		}
 		if !strings.HasPrefix(name, prefix) || !podLinkOf(l, bridge) || keep(name) {
 			continue
 		}
