@@ -15,7 +15,7 @@ wanted=(
 	"gcc     gcc       the race detector (go test -race; the binaries need no C)"
 	"busybox busybox   the second image of tests and demo"
 	"nft     nftables  tests and the demo compare with what nft shows"
-	"ip      iproute2  tests and the demo compare with what ip shows"
+	"ip      iproute2  tests and the demo compare with what ip and tc show"
 	"ps      procps    leak check"
 	"jq      jq        leak check, crictl test"
 	"lsns    util-linux leak check"

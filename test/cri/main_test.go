@@ -200,7 +200,7 @@ func (w *world) scope() leak.Scope {
 	return leak.Scope{
 		// Logs are the kubelet's to remove.
 		Daemon: w.PID, Dirs: []string{w.StateDir, w.RunDir}, Skip: []string{w.LogDir}, NetNSDir: filepath.Join(w.RunDir, "netns"),
-		Cgroups: []string{w.Cgroups}, Bridge: w.Bridge, Tables: []string{w.Table},
+		Cgroups: []string{w.Cgroups}, Bridge: w.Bridge, LinkPrefixes: w.LinkPrefixes(), Tables: []string{w.Table},
 	}
 }
 

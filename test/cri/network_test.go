@@ -366,3 +366,43 @@ func TestBadPortMappingIsNamed(t *testing.T) {
 	_, err := w.rt.RunPodSandbox(t.Context(), cfg, "")
 	wantCode(t, err, codes.InvalidArgument, "-4")
 }
+
+// The kubelet passes a pod's annotations on; the embedded network limits it on the host, where the pod cannot
+// reach it. (Package bridge sends traffic through.)
+func TestBandwidthAnnotations(t *testing.T) {
+	w := need(t)
+	limited := func(c *runtimeapi.PodSandboxConfig) {
+		c.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "10M"}
+	}
+	p := w.pod(t, limited)
+	buckets := func() string {
+		out, err := exec.Command("tc", "qdisc", "show").CombinedOutput()
+		if err != nil {
+			t.Fatalf("tc: %v\n%s", err, out)
+		}
+		var l []string
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, " tbf ") && strings.Contains(line, w.LinkPrefixes()[0][2:]) {
+				l = append(l, line)
+			}
+		}
+		return strings.Join(l, "")
+	}
+	for _, rate := range []string{"rate 20Mbit", "rate 10Mbit"} {
+		if got := buckets(); !strings.Contains(got, rate) {
+			t.Errorf("got\n%s\nwant %s", got, rate)
+		}
+	}
+	p.run([]string{"http", ":8080"}).says("listening")
+	if got, err := get(t, p.ip()+":8080"); err != nil || got != p.cfg.Hostname {
+		t.Errorf("got %q, %v", got, err)
+	}
+	p.remove()
+	if got := buckets(); got != "" {
+		t.Errorf("left behind:\n%s", got)
+	}
+	cfg := w.podConfig("p")
+	cfg.Annotations = map[string]string{"kubernetes.io/egress-bandwidth": "fast"}
+	_, err := w.rt.RunPodSandbox(t.Context(), cfg, "")
+	wantCode(t, err, codes.InvalidArgument, "kubernetes.io/egress-bandwidth", "fast")
+}

@@ -15,6 +15,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -90,6 +91,14 @@ func New(o Options) (*Node, error) {
 
 // Endpoint is the socket as crictl and cri-client want it.
 func (n *Node) Endpoint() string { return "unix://" + n.Socket }
+
+// LinkPrefixes start the names of the pods' links on the host: their own, and those that limit bandwidth
+// (package network/bridge, names.go).
+func (n *Node) LinkPrefixes() []string {
+	sum := sha256.Sum256([]byte(n.Bridge))
+	tag := hex.EncodeToString(sum[:2])
+	return []string{"cr" + tag, "cs" + tag}
+}
 
 // Args is crispd's command line.
 func (n *Node) Args() []string {
