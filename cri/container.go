@@ -60,7 +60,11 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if err != nil {
 		return nil, err
 	}
-	echo, err := wire.Marshal(config)
+	volumes, noted, err := s.imageVolumes(config)
+	if err != nil {
+		return nil, err
+	}
+	echo, err := wire.Marshal(noted)
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the config: %w", err)
 	}
@@ -88,6 +92,7 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 		PID:         pid,
 		TargetID:    target,
 		Spec:        spec,
+		Volumes:     volumes,
 		User:        userRequest(sc, img.Config.Config.User),
 		Echo:        echo,
 	}

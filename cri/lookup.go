@@ -94,6 +94,9 @@ func (h hostPaths) lookUpNow(config *runtimeapi.ContainerConfig, profile *runtim
 	}
 	// Last, because it is the only step that leaves something.
 	for i, m := range config.GetMounts() {
+		if m.GetImage() != nil {
+			continue
+		}
 		if err := ensureSource(m.GetHostPath()); err != nil {
 			return nil, invalid(fmt.Sprintf("config.mounts[%d].host_path", i), "%v", err)
 		}

@@ -1,11 +1,14 @@
 package cri
 
 import (
+	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crisp-cri/crisp/podsandbox"
@@ -43,8 +46,8 @@ func defaultMounts(pod *podsandbox.Pod, privileged bool) []specs.Mount {
 func mounts(config *runtimeapi.ContainerConfig, pod *podsandbox.Pod, more []specs.Mount) []specs.Mount {
 	sc := config.GetLinux().GetSecurityContext()
 	var named []specs.Mount
-	for _, m := range config.GetMounts() {
-		named = append(named, bind(m))
+	for i, m := range config.GetMounts() {
+		named = append(named, bind(i, m))
 	}
 	for _, m := range more { // of two for one place the device's counts, and of two devices' the later
 		named = slices.DeleteFunc(named, func(n specs.Mount) bool { return n.Destination == m.Destination })
@@ -81,7 +84,8 @@ var propagations = map[runtimeapi.MountPropagation]string{
 	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     "rshared",
 }
 
-func bind(m *runtimeapi.Mount) specs.Mount {
+// bind translates mount i of a config.
+func bind(i int, m *runtimeapi.Mount) specs.Mount {
 	access := "rw"
 	switch {
 	case m.GetRecursiveReadOnly():
@@ -89,18 +93,56 @@ func bind(m *runtimeapi.Mount) specs.Mount {
 	case m.GetReadonly():
 		access = "ro"
 	}
-	return specs.Mount{
+	out := specs.Mount{
 		Destination: path.Clean(m.GetContainerPath()),
 		Type:        "bind",
 		Source:      path.Clean(m.GetHostPath()),
 		Options:     []string{"rbind", propagations[m.GetPropagation()], access},
 	}
+	if m.GetImage() != nil {
+		out.Source, out.Options = imageSource(i), []string{"bind", "rprivate", "ro"}
+	}
+	for _, o := range mountOptions { // in an order of ours, each once
+		if slices.Contains(m.GetMountOptions(), o) {
+			// With all that is mounted below ("r"): a volume from which nothing may be executed has no corner where it may.
+			out.Options = append(out.Options, "r"+o)
+		}
+	}
+	return out
+}
+
+// imageSource is the Mount.Source of mount i of a config, which is an image's.
+func imageSource(i int) string { return spawn.ImageSource + strconv.Itoa(i) }
+
+// imageVolumes finds the images of a config's mounts, and notes in a copy of the config which they are: the kubelet reads
+// that in ContainerStatus (KEP-5365), as the id, which is what PullImage returned.
+func (s *runtimeService) imageVolumes(config *runtimeapi.ContainerConfig) ([]podsandbox.ImageVolume, *runtimeapi.ContainerConfig, error) {
+	var volumes []podsandbox.ImageVolume
+	noted := config
+	for i, m := range config.GetMounts() {
+		if m.GetImage() == nil {
+			continue
+		}
+		img, err := s.cfg.Images.Resolve(m.GetImage().GetImage())
+		if err != nil {
+			return nil, nil, fmt.Errorf("%w at %s: image %q: %w", podsandbox.ErrImageVolume, clip(m.GetContainerPath()), clip(imageName(m.GetImage())), err)
+		}
+		volumes = append(volumes, podsandbox.ImageVolume{Source: imageSource(i), ImageID: img.ID, SubPath: m.GetImageSubPath(), Target: m.GetContainerPath()})
+		if noted == config {
+			noted = proto.Clone(config).(*runtimeapi.ContainerConfig)
+		}
+		noted.Mounts[i].Image.ImageRef = img.ID
+	}
+	return volumes, noted, nil
 }
 
 // rootPropagation lets mounts travel as far as the farthest travelling volume.
 func rootPropagation(list []*runtimeapi.Mount) string {
 	propagation := ""
 	for _, m := range list {
+		if m.GetImage() != nil {
+			continue
+		}
 		switch m.GetPropagation() {
 		case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
 			return "rshared"

@@ -35,7 +35,7 @@ func (s *runtimeService) Status(_ context.Context, r *runtimeapi.StatusRequest) 
 			{Type: runtimeapi.NetworkReady, Status: net.Ready, Reason: net.Reason, Message: net.Message},
 		}},
 		// What is claimed here is what works; the kubelet acts on it.
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	for _, name := range append([]string{""}, s.cfg.Handlers...) {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{

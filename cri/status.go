@@ -105,8 +105,11 @@ func toStatus(err error) error {
 	}
 	m := meaningOf(err)
 	text := err.Error()
-	if m.prefix != "" {
+	switch {
+	case m.prefix != "":
 		text = m.prefix + ": " + text
+	case errors.Is(err, podsandbox.ErrImageVolume): // with whatever code (kubelet, kuberuntime_container.go)
+		text = crierrors.ErrImageVolumeMountFailed.Error() + ": " + text
 	}
 	return status.Error(m.code, text)
 }

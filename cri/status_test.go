@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -49,8 +50,13 @@ func TestStatus(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) { wantStatus(t, toStatus(tt.err), tt.want, "") })
 	}
+	// Of an image volume it looks for the prefix, whatever the code.
+	got := status.Convert(toStatus(fmt.Errorf("cannot create x: %w at /v: %w", podsandbox.ErrImageVolume, image.ErrNotFound)))
+	if want := "ImageVolumeMountFailed: cannot create x: cannot mount image volume at /v: "; got.Code() != codes.NotFound || !strings.HasPrefix(got.Message(), want) {
+		t.Errorf("got %v, want NotFound and %q", got, want)
+	}
 	// The kubelet looks for the prefix of an error whose code is Unknown.
-	got := status.Convert(toStatus(fmt.Errorf("cannot pull x: %w", image.ErrRegistryUnavailable)))
+	got = status.Convert(toStatus(fmt.Errorf("cannot pull x: %w", image.ErrRegistryUnavailable)))
 	if got.Code() != codes.Unknown || got.Message() != "RegistryUnavailable: cannot pull x: "+image.ErrRegistryUnavailable.Error() {
 		t.Errorf("got %v %q", got.Code(), got.Message())
 	}

@@ -506,7 +506,7 @@ func (c *checker) createContainer(r *runtimeapi.CreateContainerRequest, cfg *Con
 	enum(c, "config.stop_signal", config.GetStopSignal(), runtimeapi.Signal_name)
 	privileged := config.GetLinux().GetSecurityContext().GetPrivileged()
 	for i, m := range config.GetMounts() {
-		c.mount(fmt.Sprintf("config.mounts[%d]", i), m, privileged, &cfg.Host)
+		c.mount(fmt.Sprintf("config.mounts[%d]", i), m, privileged, cfg)
 	}
 	for i, d := range config.GetDevices() {
 		c.device(fmt.Sprintf("config.devices[%d]", i), d)
@@ -607,7 +607,7 @@ func (c *checker) target(field, p string, privileged bool) {
 	}
 }
 
-func (c *checker) mount(field string, m *runtimeapi.Mount, privileged bool, host *Host) {
+func (c *checker) mount(field string, m *runtimeapi.Mount, privileged bool, cfg *Config) {
 	c.target(field+".container_path", m.GetContainerPath(), privileged)
 	propagation := m.GetPropagation()
 	enum(c, field+".propagation", propagation, runtimeapi.MountPropagation_name)
@@ -617,20 +617,17 @@ func (c *checker) mount(field string, m *runtimeapi.Mount, privileged bool, host
 			c.bad(field+".recursive_read_only", "needs readonly")
 		case propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 			c.bad(field+".recursive_read_only", "needs propagation PRIVATE, this is %s", propagation)
-		case !host.RecursiveReadOnly:
+		case !cfg.Host.RecursiveReadOnly:
 			c.lacks(field+".recursive_read_only", "RROUnsupported: this kernel cannot make mounts read-only recursively (mount_setattr, Linux 5.12)")
 		}
 	}
-	if m.GetImage() != nil {
-		switch {
-		case m.GetHostPath() != "":
-			c.bad(field+".host_path", "must be empty, because image is set")
-		case m.GetImage().GetImage() == "":
-			c.bad(field+".image.image", "must not be empty")
-		case !m.GetReadonly():
-			c.bad(field+".readonly", "an image is mounted read-only")
+	for i, o := range m.GetMountOptions() {
+		if !slices.Contains(mountOptions, o) {
+			c.bad(fmt.Sprintf("%s.mount_options[%d]", field, i), "unknown option %q, possible are %s", clip(o), strings.Join(mountOptions, ", "))
 		}
-		c.lacks(field+".image", "ImageVolumeMountFailed: image volumes are not available in this version of crisp")
+	}
+	if m.GetImage() != nil {
+		c.imageMount(field, m, cfg)
 		return
 	}
 	if m.GetImageSubPath() != "" {
@@ -642,8 +639,29 @@ func (c *checker) mount(field string, m *runtimeapi.Mount, privileged bool, host
 	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
 		c.lacks(field+".uidMappings", "user namespaces are not available in this version of crisp")
 	}
-	if len(m.GetMountOptions()) > 0 {
-		c.lacks(field+".mount_options", "mount options are not available in this version of crisp; Status says so (features.mount_options)")
+}
+
+// mountOptions are those that CRI names for Mount.mount_options (KEP-5855): they only ever take something away.
+var mountOptions = []string{"noexec", "nosuid", "nodev"}
+
+// imageMount checks what is different in a mount of an image. Its id mappings are not looked at: the
+// kubelet sends the pod's with every mount, and an image's files are mapped as the root file system's are.
+func (c *checker) imageMount(field string, m *runtimeapi.Mount, cfg *Config) {
+	if m.GetHostPath() != "" {
+		c.bad(field+".host_path", "must be empty, because image is set")
+	}
+	c.imageSpec(field+".image", m.GetImage(), cfg)
+	if !m.GetReadonly() {
+		c.bad(field+".readonly", "must be set: an image is mounted read-only")
+	}
+	if m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+		c.bad(field+".propagation", "%s is not possible: nothing of the host is below an image", m.GetPropagation())
+	}
+	switch p := m.GetImageSubPath(); {
+	case len(p) >= maxPath:
+		c.bad(field+".image_sub_path", "is %d bytes long, at most %d are allowed", len(p), maxPath-1)
+	case path.IsAbs(p) || climbs(p) || strings.ContainsRune(p, 0):
+		c.bad(field+".image_sub_path", "%q must be a path below the image's root: relative, without '..' and NUL", clip(p))
 	}
 }
 

@@ -292,12 +292,19 @@ var badContainers = []struct {
 	{"rro that propagates", bad, "config.mounts[0].recursive_read_only: ", ctrMount(&runtimeapi.Mount{
 		ContainerPath: "/a", HostPath: "/tmp", RecursiveReadOnly: true, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
 	})},
-	{"image mount", lack, "config.mounts[0].image: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "x"}})},
+	{"image mount without image", bad, "config.mounts[0].image.image: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{}})},
+	{"image mount of an unknown handler", bad, "config.mounts[0].image.runtime_handler: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "busybox", RuntimeHandler: "kata"}})},
+	{"image mount that propagates", bad, "config.mounts[0].propagation: ", ctrMount(&runtimeapi.Mount{
+		ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "busybox"}, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})},
+	{"sub path absolute", bad, "config.mounts[0].image_sub_path: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "busybox"}, ImageSubPath: "/etc"})},
+	{"sub path climbs", bad, "config.mounts[0].image_sub_path: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "busybox"}, ImageSubPath: "a/../../b"})},
+	{"sub path with NUL", bad, "config.mounts[0].image_sub_path: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "busybox"}, ImageSubPath: "a\x00"})},
 	{"image mount writable", bad, "config.mounts[0].readonly: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Image: &runtimeapi.ImageSpec{Image: "x"}})},
 	{"image mount with source", bad, "config.mounts[0].host_path: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", Image: &runtimeapi.ImageSpec{Image: "x"}})},
 	{"sub path without image", bad, "config.mounts[0].image_sub_path: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", ImageSubPath: "c"})},
 	{"mount mappings", lack, "config.mounts[0].uidMappings: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: []*runtimeapi.IDMapping{{}}})},
-	{"mount options", lack, "config.mounts[0].mount_options: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", MountOptions: []string{"noexec"}})},
+	{"mount option unknown", bad, "config.mounts[0].mount_options[1]: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", MountOptions: []string{"noexec", "suid"}})},
+	{"mount option of an image", bad, "config.mounts[0].mount_options[0]: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "busybox"}, MountOptions: []string{"rw"}})},
 
 	{"device without path", bad, "config.devices[0].host_path: ", ctrDevice(&runtimeapi.Device{ContainerPath: "/dev/x", Permissions: "r"})},
 	{"device climbs", bad, "config.devices[0].host_path: ", ctrDevice(&runtimeapi.Device{HostPath: "/dev/../etc", ContainerPath: "/dev/x", Permissions: "r"})},

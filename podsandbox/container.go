@@ -52,6 +52,7 @@ type container struct {
 	spec  *specs.Spec    // of the making: as asked for, then with the user
 	// Of the making: what the init is given, open until it has it. Here and not in the steps, which the undoing makes anew.
 	rootfs, log *os.File
+	volumes     map[string]*os.File // images mounted besides, by ImageVolume.Source
 	now         atomic.Pointer[containerNow]
 	ended       chan struct{}                   // closed when it is exited
 	prog        atomic.Pointer[seccomp.Program] // compiled when first needed
@@ -239,6 +240,7 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 	dir := m.store.containerDir(p.id, c.id)
 	upper, work := filepath.Join(dir, upperDir), filepath.Join(dir, workDir)
 	var layers image.Layers
+	volumes := make([]image.Layers, len(cfg.Volumes))
 	return []step{
 		{name: "record",
 			do:   func(context.Context) error { return m.store.createContainer(c.rec) },
@@ -246,8 +248,15 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 		},
 		{name: "image",
 			do: func(context.Context) (err error) {
-				layers, err = m.cfg.Images.Acquire(cfg.ImageID, c.id)
-				return err
+				if layers, err = m.cfg.Images.Acquire(cfg.ImageID, c.id); err != nil {
+					return err
+				}
+				for i, v := range cfg.Volumes {
+					if volumes[i], err = m.cfg.Images.Acquire(v.ImageID, c.id); err != nil {
+						return v.fail(err)
+					}
+				}
+				return nil
 			},
 			undo: func(context.Context) error {
 				m.cfg.Images.Release(c.id)
@@ -265,6 +274,20 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 				return err
 			},
 			undo: func(context.Context) error { return closeFile(&c.rootfs) },
+		},
+		{name: "image volumes",
+			do: func(ctx context.Context) error {
+				c.volumes = make(map[string]*os.File, len(cfg.Volumes))
+				for i, v := range cfg.Volumes {
+					f, err := m.cfg.Spawner.MountImage(ctx, spawn.ImageArgs{Lower: volumes[i].Lower, SubPath: v.SubPath})
+					if err != nil {
+						return v.fail(err)
+					}
+					c.volumes[v.Source] = f
+				}
+				return nil
+			},
+			undo: func(context.Context) error { return c.closeVolumes() },
 		},
 		{name: "user", do: func(context.Context) error { return c.resolveUser(c.rootfs) }},
 		{name: "cgroup",
@@ -293,7 +316,7 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 		},
 		// The commit point.
 		{name: "commit", do: func(ctx context.Context) error {
-			if err := errors.Join(closeFile(&c.rootfs), closeFile(&c.log)); err != nil {
+			if err := errors.Join(closeFile(&c.rootfs), c.closeVolumes(), closeFile(&c.log)); err != nil {
 				return err
 			}
 			return m.commitContainer(ctx, op, c)
@@ -317,6 +340,21 @@ func closeFile(f **os.File) error {
 	err := (*f).Close()
 	*f = nil
 	return err
+}
+
+// closeVolumes lets go of the mounted images.
+func (c *container) closeVolumes() error {
+	var errs []error
+	for _, f := range c.volumes {
+		errs = append(errs, f.Close())
+	}
+	c.volumes = nil
+	return errors.Join(errs...)
+}
+
+// fail says of which volume an error is.
+func (v *ImageVolume) fail(err error) error {
+	return fmt.Errorf("%w at %s: image %s: %w", ErrImageVolume, v.Target, v.ImageID, err)
 }
 
 // resolveUser finds out who the container runs as, and completes the spec.
@@ -403,7 +441,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, rootfs, log *os.Fi
 		return err
 	}
 	return i.Create(ctx, spawn.ContainerArgs{
-		ID: c.id, Spec: c.spec, Rootfs: rootfs,
+		ID: c.id, Spec: c.spec, Rootfs: rootfs, Images: c.volumes,
 		CgroupDir: join.DirFD, CgroupTasks: join.Tasks, CgroupMounts: cg.BindSources(),
 		PID: mode, TargetID: c.rec.Config.TargetID,
 		Seccomp: prog.BPF, SeccompFlags: prog.Flags,

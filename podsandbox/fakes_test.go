@@ -310,6 +310,13 @@ func (w *world) MountRootfs(ctx context.Context, r spawn.RootfsArgs) (*os.File, 
 	return os.Open(r.Lower[0])
 }
 
+func (w *world) MountImage(ctx context.Context, a spawn.ImageArgs) (*os.File, error) {
+	if err := w.op(ctx, "spawn.MountImage"); err != nil {
+		return nil, err
+	}
+	return os.Open(filepath.Join(a.Lower[0], a.SubPath))
+}
+
 func (w *world) ReadJournal(runDir string) ([]spawn.Exit, error) {
 	if err := w.op(context.Background(), "spawn.ReadJournal"); err != nil {
 		return nil, err

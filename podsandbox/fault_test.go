@@ -95,7 +95,7 @@ func TestCreateContainerFaults(t *testing.T) {
 		before := d.leftovers()
 		d.reset()
 		d.failAt(faults...)
-		id, err := d.CreateContainer(context.Background(), pod, containerConfig("c"))
+		id, err := d.CreateContainer(context.Background(), pod, volumeConfig("c"))
 		ops := d.total()
 		failed := err != nil
 		if failed {
@@ -110,7 +110,7 @@ func TestCreateContainerFaults(t *testing.T) {
 			if l := d.leftovers(); fmt.Sprint(l) != fmt.Sprint(before) {
 				t.Errorf("%s: left over:\n%s", d.where(faults), strings.Join(l, "\n"))
 			}
-			if id, err = d.CreateContainer(context.Background(), pod, containerConfig("c")); err != nil {
+			if id, err = d.CreateContainer(context.Background(), pod, volumeConfig("c")); err != nil {
 				t.Errorf("%s: retry: %v", d.where(faults), err)
 			}
 		}
@@ -258,7 +258,7 @@ func TestCrashInContainer(t *testing.T) {
 		if pod, err = d.RunPod(ctx, podConfig("a")); err != nil {
 			return
 		}
-		if id, err = d.CreateContainer(ctx, pod, containerConfig("c")); err != nil {
+		if id, err = d.CreateContainer(ctx, pod, volumeConfig("c")); err != nil {
 			return
 		}
 		started = d.StartContainer(ctx, id) == nil

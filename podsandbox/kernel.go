@@ -22,6 +22,7 @@ type Spawner interface {
 	// Attach replays all exits since the pod's start. spawn.ErrGone when the init is dead.
 	Attach(ctx context.Context, h spawn.Handle, onExit func(spawn.Exit)) (PodInit, error)
 	MountRootfs(ctx context.Context, r spawn.RootfsArgs) (*os.File, error)
+	MountImage(ctx context.Context, a spawn.ImageArgs) (*os.File, error)
 	ReadJournal(runDir string) ([]spawn.Exit, error)
 }
 

@@ -61,6 +61,13 @@ func containerConfig(name string, args ...string) *ContainerConfig {
 	}
 }
 
+// volumeConfig is a container with an image volume.
+func volumeConfig(name string) *ContainerConfig {
+	c := containerConfig(name)
+	c.Volumes = []ImageVolume{{Source: spawn.ImageSource + "0", ImageID: "sha256:volume", Target: "/v"}}
+	return c
+}
+
 func (d *daemon) run(name string) string {
 	d.t.Helper()
 	id, err := d.RunPod(context.Background(), podConfig(name))

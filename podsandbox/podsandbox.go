@@ -79,6 +79,9 @@ var (
 	ErrUnavailable = errors.New("unavailable")
 	// ErrUnsupported is returned for what this kernel or version lacks.
 	ErrUnsupported = errors.New("not supported")
+	// ErrImageVolume is returned, beside the cause, when an image cannot be mounted as a volume: it is not
+	// there, or has not the path that is asked for.
+	ErrImageVolume = errors.New("cannot mount image volume")
 )
 
 // Identity is what makes two RunPodSandbox calls the same call (CRI
@@ -180,10 +183,20 @@ type ContainerConfig struct {
 	// and Linux.CgroupsPath. Groups that Process.User has already are added to the user's; a device without an owner gets
 	// the user. Linux.Resources and Linux.Seccomp are applied.
 	Spec *specs.Spec `json:"-"` // stored as config.json
+	// Volumes are the images that Spec mounts besides the root file system.
+	Volumes []ImageVolume `json:"volumes,omitempty"`
 	// User to resolve in the container's root file system.
 	User user.Request `json:"user"`
 	// OpaqueMounts etc. are not interpreted: the CRI config as it came, for verbatim replies.
 	Echo []byte `json:"echo,omitempty"`
+}
+
+// ImageVolume is an image, or a part of it, that is mounted in a container, read-only.
+type ImageVolume struct {
+	Source  string `json:"source"`            // of the Spec's mount: spawn.ImageSource and something that tells it from others
+	ImageID string `json:"imageID"`           // whole
+	SubPath string `json:"subPath,omitempty"` // relative; resolved inside the image. "": all of it
+	Target  string `json:"target"`            // for errors
 }
 
 // ContainerState as CRI shows it.

@@ -366,8 +366,14 @@ func (m *Manager) acquireImages(ctx context.Context, f *found) {
 		}
 	}
 	for _, c := range l {
-		if _, err := m.cfg.Images.Acquire(c.rec.Config.ImageID, c.id); err != nil {
-			klog.FromContext(ctx).Error(err, "Image of container is missing, going on", "containerID", c.id, "imageID", c.rec.Config.ImageID)
+		images := []string{c.rec.Config.ImageID}
+		for _, v := range c.rec.Config.Volumes {
+			images = append(images, v.ImageID)
+		}
+		for _, id := range images {
+			if _, err := m.cfg.Images.Acquire(id, c.id); err != nil {
+				klog.FromContext(ctx).Error(err, "Image of container is missing, going on", "containerID", c.id, "imageID", id)
+			}
 		}
 	}
 }

@@ -33,11 +33,13 @@ type source struct {
 	mount     int  // index into plan.Mounts; -1: the null device for masks
 	recursive bool // rbind
 	attr      uint64
-	// readonlyRecursive: everything below as well (KEP-3857), AT_RECURSIVE.
-	readonlyRecursive bool
-	propagation       uint64 // MS_PRIVATE, MS_SLAVE, MS_SHARED
-	propagateBelow    bool   // rprivate, rslave, rshared
-	idmap             bool   // to the pod's user namespace
+	// attrBelow is for everything below as well (KEP-3857), AT_RECURSIVE.
+	attrBelow uint64
+	// file is the mount itself, made before; the caller's.
+	file           *os.File
+	propagation    uint64 // MS_PRIVATE, MS_SLAVE, MS_SHARED
+	propagateBelow bool   // rprivate, rslave, rshared
+	idmap          bool   // to the pod's user namespace
 }
 
 // flagAttr are mount options that mount_setattr(2) knows.
@@ -45,6 +47,11 @@ var flagAttr = map[string]uint64{
 	"ro": unix.MOUNT_ATTR_RDONLY, "nosuid": unix.MOUNT_ATTR_NOSUID, "nodev": unix.MOUNT_ATTR_NODEV,
 	"noexec": unix.MOUNT_ATTR_NOEXEC, "noatime": unix.MOUNT_ATTR_NOATIME, "strictatime": unix.MOUNT_ATTR_STRICTATIME,
 	"nodiratime": unix.MOUNT_ATTR_NODIRATIME,
+}
+
+// belowAttr are those of them that OCI knows for all mounts below as well (config-linux.md "Linux mount options").
+var belowAttr = map[string]uint64{
+	"rro": unix.MOUNT_ATTR_RDONLY, "rnosuid": unix.MOUNT_ATTR_NOSUID, "rnodev": unix.MOUNT_ATTR_NODEV, "rnoexec": unix.MOUNT_ATTR_NOEXEC,
 }
 
 // propagationOf are the propagation options of mount(8).
@@ -59,6 +66,9 @@ var kindOf = map[string]initproto.MountKind{
 	"proc": initproto.MountProc, "sysfs": initproto.MountSysfs, "tmpfs": initproto.MountTmpfs,
 	"devpts": initproto.MountDevpts, "mqueue": initproto.MountMqueue,
 }
+
+// ImageSource begins the Mount.Source of an image: a key of ContainerArgs.Images.
+const ImageSource = "crisp:image:"
 
 // ShmSource is the Mount.Source of the pod-wide /dev/shm.
 const ShmSource = "crisp:shm"
@@ -101,6 +111,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 		}
 	}
 	ownDev := false
+	images := maps.Clone(a.Images)
 	for i := range s.Mounts {
 		m := &s.Mounts[i]
 		if !path.IsAbs(m.Destination) || strings.ContainsRune(m.Destination, 0) {
@@ -109,7 +120,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 		if path.Clean(m.Destination) == "/dev" {
 			ownDev = m.Type == "tmpfs"
 		}
-		if err := c.mount(m, a.CgroupMounts); err != nil {
+		if err := c.mount(m, a.CgroupMounts, images); err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
 	}
@@ -162,7 +173,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 }
 
 // mount adds the step (or, for v1 cgroups, the steps) of one mount.
-func (c *compiled) mount(m *specs.Mount, cgroups map[string]string) error {
+func (c *compiled) mount(m *specs.Mount, cgroups map[string]string, images map[string]*os.File) error {
 	step := initproto.Mount{Target: path.Clean(m.Destination), FD: -1}
 	src := source{path: m.Source, propagation: unix.MS_PRIVATE, propagateBelow: true}
 	bind := m.Type == "bind"
@@ -178,9 +189,8 @@ func (c *compiled) mount(m *specs.Mount, cgroups map[string]string) error {
 			bind, src.recursive = true, true
 		case o == "bind":
 			bind = true
-		case o == "rro":
-			step.Attr |= unix.MOUNT_ATTR_RDONLY
-			src.readonlyRecursive = true
+		case belowAttr[o] != 0:
+			src.attrBelow |= belowAttr[o]
 		case flagAttr[o] != 0:
 			step.Attr |= flagAttr[o]
 		case ignoredOption[o]:
@@ -193,6 +203,13 @@ func (c *compiled) mount(m *specs.Mount, cgroups map[string]string) error {
 	switch {
 	case m.Source == ShmSource:
 		step.Kind = initproto.MountShm
+	case bind && strings.HasPrefix(m.Source, ImageSource):
+		if src.file = images[m.Source]; src.file == nil {
+			return fmt.Errorf("%w: no image was given for source %q", ErrInvalid, m.Source)
+		}
+		delete(images, m.Source) // a mount has one place
+		c.bind(step, src)
+		return nil
 	case bind:
 		if !path.IsAbs(m.Source) {
 			return fmt.Errorf("%w: source %q must be an absolute path", ErrInvalid, m.Source)
@@ -210,6 +227,7 @@ func (c *compiled) mount(m *specs.Mount, cgroups map[string]string) error {
 	default:
 		return fmt.Errorf("%w: unknown type %q", ErrInvalid, m.Type)
 	}
+	step.Attr |= src.attrBelow // nothing is below a new file system
 	step.Strict = true
 	if step.Kind == initproto.MountTmpfs && step.Attr&unix.MOUNT_ATTR_RDONLY != 0 {
 		step.Attr &^= unix.MOUNT_ATTR_RDONLY

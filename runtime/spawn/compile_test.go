@@ -38,7 +38,10 @@ func TestPlans(t *testing.T) {
 				specs.Mount{Destination: "/data//x/", Type: "bind", Source: "/host/data", Options: []string{"rbind", "rprivate", "rw"}},
 				specs.Mount{Destination: "/ro", Type: "bind", Source: "/host/ro", Options: []string{"rbind", "rslave", "ro", "nosuid", "nodev", "noexec"}},
 				specs.Mount{Destination: "/rro", Type: "bind", Source: "/host/rro", Options: []string{"bind", "private", "rro"}},
+				specs.Mount{Destination: "/options", Type: "bind", Source: "/host/options", Options: []string{"rbind", "rslave", "ro", "rnosuid", "rnodev", "rnoexec"}},
+				specs.Mount{Destination: "/image", Type: "bind", Source: ImageSource + "0", Options: []string{"bind", "rprivate", "ro", "rnoexec"}},
 				specs.Mount{Destination: "/both", Type: "bind", Source: "/host/both", Options: []string{"rbind", "rshared"}})
+			a.Images = map[string]*os.File{ImageSource + "0": f}
 		}},
 		{"cgroup-v1", func(s *specs.Spec, a *ContainerArgs) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
@@ -80,13 +83,13 @@ func TestPlans(t *testing.T) {
 			type src struct {
 				Path                         string
 				Mount                        int
-				Recursive, ReadonlyRecursive bool
-				Attr, Propagation            uint64
+				Recursive                    bool
+				Attr, AttrBelow, Propagation uint64
 				PropagateBelow, IDMap        bool
 			}
 			var sources []src
 			for _, s := range c.sources {
-				sources = append(sources, src{s.path, s.mount, s.recursive, s.readonlyRecursive, s.attr, s.propagation, s.propagateBelow, s.idmap})
+				sources = append(sources, src{s.path, s.mount, s.recursive, s.attr, s.attrBelow, s.propagation, s.propagateBelow, s.idmap})
 			}
 			got, err := json.MarshalIndent(map[string]any{"plan": c.plan, "sources": sources, "donated": len(c.donated)}, "", "  ")
 			if err != nil {
@@ -137,6 +140,13 @@ func TestCompileRefuses(t *testing.T) {
 		{"unknown capability", func(s *specs.Spec, _ *ContainerArgs) { s.Process.Capabilities.Bounding = []string{"CAP_X"} }},
 		{"unknown device type", func(s *specs.Spec, _ *ContainerArgs) { s.Linux.Devices[0].Type = "z" }},
 		{"relative device", func(s *specs.Spec, _ *ContainerArgs) { s.Linux.Devices[0].Path = "null" }},
+		{"image that was not given", func(s *specs.Spec, _ *ContainerArgs) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: ImageSource + "0"})
+		}},
+		{"image in two places", func(s *specs.Spec, a *ContainerArgs) {
+			a.Images = map[string]*os.File{ImageSource + "0": f}
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: ImageSource + "0"}, specs.Mount{Destination: "/y", Type: "bind", Source: ImageSource + "0"})
+		}},
 		{"unknown PID mode", func(_ *specs.Spec, a *ContainerArgs) { a.PID = 9 }},
 	}
 	for _, tt := range tests {

@@ -84,7 +84,11 @@ func (c *compiled) open(userns int) (fds []int, err error) {
 
 // open makes a detached mount of the source, with its attributes and propagation.
 func (s *source) open(userns int) (fd int, isFile bool, err error) {
-	fd, err = sys.CloneMount(unix.AT_FDCWD, s.path, s.recursive)
+	if s.file != nil {
+		fd, err = unix.FcntlInt(s.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	} else {
+		fd, err = sys.CloneMount(unix.AT_FDCWD, s.path, s.recursive)
+	}
 	if err != nil {
 		return -1, false, unwrapErrno(err)
 	}
@@ -125,10 +129,16 @@ func (s *source) open(userns int) (fd int, isFile bool, err error) {
 		if s.attr&(unix.MOUNT_ATTR_NOATIME|unix.MOUNT_ATTR_STRICTATIME) != 0 {
 			attr.Attr_clr = unix.MOUNT_ATTR__ATIME
 		}
-		if err := sys.SetMountAttr(fd, s.readonlyRecursive, attr); err != nil {
-			if s.readonlyRecursive && (errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)) {
-				return fd, false, fmt.Errorf("recursive read-only mount: %w", ErrUnsupported)
-			}
+		if err := sys.SetMountAttr(fd, false, attr); err != nil {
+			return fd, false, unwrapErrno(err)
+		}
+	}
+	if s.attrBelow != 0 {
+		err := sys.SetMountAttr(fd, true, unix.MountAttr{Attr_set: s.attrBelow})
+		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+			return fd, false, fmt.Errorf("recursive mount options: %w", ErrUnsupported)
+		}
+		if err != nil {
 			return fd, false, unwrapErrno(err)
 		}
 	}
@@ -201,59 +211,168 @@ func (s *Spawner) MountRootfs(ctx context.Context, r RootfsArgs) (*os.File, erro
 	if len(r.Lower) == 0 {
 		return nil, fmt.Errorf("%w: an overlay needs a lower layer", ErrInvalid)
 	}
-	var opened []*os.File
-	defer func() {
-		for _, f := range opened {
-			f.Close()
-		}
-	}()
-	mapped := func(path string) (string, error) {
-		fd, err := sys.CloneMount(unix.AT_FDCWD, path, false)
-		if err != nil {
-			return "", err
-		}
-		opened = append(opened, os.NewFile(uintptr(fd), path))
-		if err := idmapMount(fd, int(r.UserNS.Fd()), false); err != nil {
-			return "", fmt.Errorf("layer %s: %w", path, err)
-		}
-		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
-	}
-	byFD := func(path string) (string, error) {
-		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return "", &os.PathError{Op: "open", Path: path, Err: err}
-		}
-		opened = append(opened, os.NewFile(uintptr(fd), path))
-		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
-	}
-	var options [][2]string
-	layer := byFD
-	if r.UserNS != nil {
-		layer = mapped
-	}
-	for _, l := range r.Lower {
-		p, err := layer(l)
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, [2]string{"lowerdir+", p})
+	o, err := openLayers(r.Lower, r.UserNS)
+	defer o.close()
+	if err != nil {
+		return nil, err
 	}
 	for _, d := range [][2]string{{"upperdir", r.Upper}, {"workdir", r.Work}} {
-		p, err := byFD(d[1])
-		if err != nil {
+		if err := o.add(d[0], d[1]); err != nil {
 			return nil, err
 		}
-		options = append(options, [2]string{d[0], p})
 	}
-	options = append(options, [2]string{"volatile", ""})
-	fd, err := sys.CreateMount("overlay", options, 0)
-	if err != nil && errors.Is(err, unix.EINVAL) && !lowerdirPlus() {
-		fd, err = s.mountOverlayOld(options)
-	}
+	o.options = append(o.options, [2]string{"volatile", ""})
+	fd, err := s.mountOverlay(o.options, 0)
 	if err != nil {
-		return nil, explainOverlay(err)
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "rootfs"), nil
+}
+
+// MountImage makes a detached, read-only mount of an image, or of a part of it. Closing the descriptor undoes it.
+//
+// It is an overlay without a writable layer, also for an image of one layer: whiteouts, which a layer
+// may have though nothing is below it, are seen by nobody. What SubPath leads to is resolved in that mount as a container
+// would whose root it is.
+//
+// Needs: CAP_SYS_ADMIN. Trust: the image controls every component of SubPath's way.
+func (s *Spawner) MountImage(ctx context.Context, a ImageArgs) (*os.File, error) {
+	if len(a.Lower) == 0 {
+		return nil, fmt.Errorf("%w: an image needs a layer", ErrInvalid)
+	}
+	o, err := openLayers(a.Lower, a.UserNS)
+	defer o.close()
+	if err != nil {
+		return nil, err
+	}
+	if len(a.Lower) == 1 { // overlayfs wants two, or one that is written
+		if err := o.addEmpty(); err != nil {
+			return nil, err
+		}
+	}
+	fd, err := s.mountOverlay(o.options, unix.MOUNT_ATTR_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	if a.SubPath == "" {
+		return os.NewFile(uintptr(fd), "image"), nil
+	}
+	defer unix.Close(fd)
+	part, err := s.partOf(fd, a.SubPath)
+	if err != nil {
+		return nil, fmt.Errorf("path %q in the image: %w", a.SubPath, unwrapErrno(err))
+	}
+	return os.NewFile(uintptr(part), "image"), nil
+}
+
+// partOf is a detached mount of what path leads to inside the detached mount.
+func (s *Spawner) partOf(mount int, path string) (int, error) {
+	target, err := sys.OpenInRoot(mount, path, unix.O_PATH, sys.FollowInRoot)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(target)
+	fd, err := sys.CloneMount(target, "", false)
+	if errors.Is(err, unix.EINVAL) {
+		return s.partOfOld(mount, target)
+	}
+	return fd, err
+}
+
+// partOfOld is the path for kernels that clone attached mounts only (before Linux 6.15): for as long as it takes, the mount
+// is attached in the base mount namespace; it is of no more use then. target is in it.
+//
+// Runs on: the base thread. Undo: closing the descriptor.
+func (s *Spawner) partOfOld(mount, target int) (fd int, err error) {
+	fd = -1
+	s.thread.do(func() {
+		var at int
+		if at, err = unix.Open(baseScratch, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+			err = &sys.Error{Op: "open", Path: baseScratch, Err: err}
+			return
+		}
+		defer unix.Close(at)
+		if err = sys.AttachMount(mount, at, baseScratch); err != nil {
+			return
+		}
+		fd, err = sys.CloneMount(target, "", false)
+		if uerr := unix.Unmount(baseScratch, unix.MNT_DETACH); uerr != nil && err == nil {
+			unix.Close(fd)
+			fd, err = -1, &sys.Error{Op: "umount", Path: baseScratch, Err: uerr}
+		}
+	})
+	return fd, err
+}
+
+// overlayOptions are those of an overlay whose directories are given by descriptor.
+type overlayOptions struct {
+	opened  []int
+	options [][2]string
+}
+
+func (o *overlayOptions) close() { closeFDs(o.opened) }
+
+// openLayers opens lower directories, topmost first; with a user namespace as id-mapped clones. What it returns is to be closed
+// also after an error.
+func openLayers(lower []string, userns *os.File) (*overlayOptions, error) {
+	o := &overlayOptions{}
+	for _, l := range lower {
+		if userns == nil {
+			if err := o.add("lowerdir+", l); err != nil {
+				return o, err
+			}
+			continue
+		}
+		fd, err := sys.CloneMount(unix.AT_FDCWD, l, false)
+		if err != nil {
+			return o, err
+		}
+		o.take("lowerdir+", fd)
+		if err := idmapMount(fd, int(userns.Fd()), false); err != nil {
+			return o, fmt.Errorf("layer %s: %w", l, err)
+		}
+	}
+	return o, nil
+}
+
+func (o *overlayOptions) add(option, path string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	o.take(option, fd)
+	return nil
+}
+
+// addEmpty adds an empty lower directory.
+func (o *overlayOptions) addEmpty() error {
+	fd, err := sys.CreateMount("tmpfs", [][2]string{{"size", "0k"}, {"nr_inodes", "2"}}, unix.MOUNT_ATTR_RDONLY)
+	if err != nil {
+		return err
+	}
+	o.take("lowerdir+", fd)
+	return nil
+}
+
+func (o *overlayOptions) take(option string, fd int) {
+	o.opened = append(o.opened, fd)
+	o.options = append(o.options, [2]string{option, fmt.Sprintf("/proc/self/fd/%d", fd)})
+}
+
+// mountOverlay makes a detached overlay.
+func (s *Spawner) mountOverlay(options [][2]string, attr uint64) (int, error) {
+	fd, err := sys.CreateMount("overlay", options, attr)
+	if err != nil && errors.Is(err, unix.EINVAL) && !lowerdirPlus() {
+		if fd, err = s.mountOverlayOld(options); err == nil && attr != 0 {
+			if err = sys.SetMountAttr(fd, false, unix.MountAttr{Attr_set: attr}); err != nil {
+				unix.Close(fd)
+			}
+		}
+	}
+	if err != nil {
+		return -1, explainOverlay(err)
+	}
+	return fd, nil
 }
 
 // explainOverlay adds advice where the errno misleads.
@@ -296,7 +415,7 @@ func (s *Spawner) mountOverlayOld(options [][2]string) (int, error) {
 			rest = append(rest, o[0]+"="+o[1])
 		}
 	}
-	data := "lowerdir=" + strings.Join(lowers, ":") + "," + strings.Join(rest, ",")
+	data := strings.Join(append([]string{"lowerdir=" + strings.Join(lowers, ":")}, rest...), ",")
 	if len(data) >= os.Getpagesize() {
 		return -1, fmt.Errorf("%w: %d layers do not fit the mount options of this kernel", ErrUnsupported, len(lowers))
 	}

@@ -96,6 +96,16 @@ type RootfsArgs struct {
 	UserNS *os.File
 }
 
+// ImageArgs describe an image that is mounted as a volume.
+type ImageArgs struct {
+	Lower []string // topmost first, absolute paths
+	// SubPath is what of it is mounted, a directory or anything else; resolved inside the image, where links
+	// lead nowhere else. "": all.
+	SubPath string
+	// UserNS: as in RootfsArgs.
+	UserNS *os.File
+}
+
 // PIDMode says which PID namespace a container gets.
 type PIDMode uint8
 
@@ -113,7 +123,7 @@ type ContainerArgs struct {
 	// Linux.{MaskedPaths,ReadonlyPaths,Devices,Namespaces (cgroup only)}. Linux.Resources and
 	// Linux.Seccomp are not read: the cgroup is made by the caller, the filter comes compiled.
 	// Mounts: type "bind" (options bind/rbind, ro/rw/rro, private/rprivate/rslave/rshared, nosuid, nodev,
-	// noexec), proc, sysfs, tmpfs, devpts, mqueue, cgroup; the special source
+	// noexec; for all below as well: rro, rnosuid, rnodev, rnoexec), proc, sysfs, tmpfs, devpts, mqueue, cgroup; the special source
 	// "crisp:shm" is the pod-wide /dev/shm. A bind mount with UIDMappings is id-mapped to
 	// the pod's user namespace (the mappings' values are not read: they are the pod's). In a pod with a user
 	// namespace devices are bound from the host's nodes instead of made.
@@ -121,6 +131,9 @@ type ContainerArgs struct {
 	// Rootfs is the detached overlay mount from Spawner.MountRootfs. Create hands
 	// it (a duplicate) to the pod init; the caller closes its own.
 	Rootfs *os.File
+	// Images are the mounts from Spawner.MountImage, by the source (ImageSource and more) of the
+	// bind mount that places each. As with Rootfs, the caller closes its own. One cannot be placed twice.
+	Images map[string]*os.File
 	// CgroupDir, CgroupTasks: as in PodArgs, of the container's cgroup.
 	CgroupDir   *os.File
 	CgroupTasks []*os.File

@@ -1,8 +1,12 @@
 package cri
 
 import (
+	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -341,13 +345,118 @@ func TestSourceOfAMountIsResolvedOnce(t *testing.T) {
 	}
 }
 
-func TestImageVolumesAreRefusedInTheWordsOfTheKubelet(t *testing.T) {
+// Devices, sockets and pipes are mounted as what they are; nothing opens them.
+func TestSourcesOfEveryKind(t *testing.T) {
 	w := need(t)
-	p := w.pod(t).used()
+	dir := t.TempDir()
+	l, err := net.Listen("unix", dir+"/socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	if err := errors.Join(unix.Mkfifo(dir+"/fifo", 0o600), unix.Mknod(dir+"/device", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5)))); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, dir+"/file", "content\n")
+	var mounts []*runtimeapi.Mount
+	for _, name := range []string{"socket", "fifo", "device", "file"} {
+		mounts = append(mounts, &runtimeapi.Mount{HostPath: dir + "/" + name, ContainerPath: "/v/" + name})
+	}
+	c := w.pod(t).run([]string{"sleep"}, withMounts(mounts...))
+	for name, want := range map[string]string{"socket": "mode=014", "fifo": "mode=010600", "device": "mode=0206", "file": "mode=0100644"} {
+		if got := c.exec("stat", "/v/"+name); !strings.Contains(got, want) {
+			t.Errorf("%s: got %q, want %s", name, got, want)
+		}
+	}
+	if got := c.exec("stat", "/v/device"); !strings.Contains(got, "rdev=1:5") {
+		t.Errorf("device: got %q, want 1:5", got)
+	}
+	served := make(chan error, 1)
+	go func() { // ends with the listener
+		conn, err := l.Accept()
+		if err == nil {
+			_, err = io.Copy(conn, io.LimitReader(conn, 5))
+			err = errors.Join(err, conn.Close())
+		}
+		served <- err
+	}()
+	if got := c.exec("dial", "unix", "/v/socket", "hello"); !strings.Contains(got, "hello") {
+		t.Errorf("the socket: got %q", got)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("the host's end of the socket: %v", err)
+	}
+}
+
+// CRI 0.37 Mount.mount_options: of the mount and of all that is mounted below it, and of no other mount of the same source.
+func TestMountOptions(t *testing.T) {
+	w := need(t)
+	if s, err := w.rt.Status(t.Context(), false); err != nil || !s.GetFeatures().GetMountOptions() {
+		t.Errorf("got %v, %v; want features.mount_options", s.GetFeatures(), err)
+	}
+	dir := shared(t)
+	if err := os.Mkdir(dir+"/below", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir+"/below", "tmpfs", 0, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir+"/below", unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	payload, err := os.ReadFile(filepath.Join(filepath.Dir(w.certs), "payload"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/below/payload", payload, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	options := []string{"noexec", "nodev", "nosuid"}
+	p := w.pod(t)
+	c := p.run([]string{"sleep"}, withMounts(
+		&runtimeapi.Mount{HostPath: dir, ContainerPath: "/plain"},
+		&runtimeapi.Mount{HostPath: dir, ContainerPath: "/all", MountOptions: options},
+		&runtimeapi.Mount{HostPath: dir, ContainerPath: "/nosuid", Readonly: true, MountOptions: []string{"nosuid", "nosuid"}},
+		&runtimeapi.Mount{HostPath: dir, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"noexec"}},
+		&runtimeapi.Mount{HostPath: dir, ContainerPath: "/slave", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, MountOptions: options},
+	))
+	table := c.exec("mountinfo")
+	for path, want := range map[string]string{
+		"/plain": "rw,relatime", "/plain/below": "rw,relatime",
+		"/all": "rw,nosuid,nodev,noexec,relatime", "/all/below": "rw,nosuid,nodev,noexec,relatime",
+		"/nosuid": "ro,nosuid,relatime", "/nosuid/below": "rw,nosuid,relatime",
+		"/rro": "ro,noexec,relatime", "/rro/below": "ro,noexec,relatime",
+		"/slave": "rw,nosuid,nodev,noexec,relatime", "/slave/below": "rw,nosuid,nodev,noexec,relatime",
+	} {
+		if got := strings.Fields(mountLine(table, path)); len(got) < 6 || got[5] != want {
+			t.Errorf("%s: got %q, want options %s", path, got, want)
+		}
+	}
+	execIn := func(path string) int32 {
+		r, err := w.execSync(t, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{path, "true"}, Timeout: 20})
+		if err != nil {
+			return -1 // could not be started
+		}
+		return r.ExitCode
+	}
+	if got := execIn("/plain/below/payload"); got != 0 {
+		t.Errorf("without noexec: got %d", got)
+	}
+	if got := execIn("/all/below/payload"); got == 0 {
+		t.Error("with noexec a program below the volume could be executed")
+	}
+	if got := c.status().Mounts[1].MountOptions; !slices.Equal(got, options) {
+		t.Errorf("status: got %v, want them echoed", got)
+	}
+	// The source itself is as it was.
+	if got := mountLine(readFile(t, "/proc/self/mountinfo"), dir+"/below"); strings.Contains(got, "noexec") {
+		t.Errorf("the host's mount has become %q", got)
+	}
 	w.leavesNothing(t, func() {
-		// The kubelet shows this reason only when the message has it (cri-reference A.3).
-		_, err := p.tryCreate([]string{"sleep"}, withMounts(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: w.image}, ContainerPath: "/v", Readonly: true}))
-		wantCode(t, err, codes.Unimplemented, "ImageVolumeMountFailed")
+		_, err := p.tryCreate([]string{"sleep"}, withMounts(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/v", MountOptions: []string{"noexec", "exec"}}))
+		wantCode(t, err, codes.InvalidArgument, "config.mounts[0].mount_options[1]", `"exec"`)
 	})
 }
 
