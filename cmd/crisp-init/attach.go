@@ -7,28 +7,40 @@ import (
 	"github.com/crisp-cri/crisp/runtime/logs"
 )
 
-// tap is an attached client: pipes to the daemon that get what the container prints. It sees each chunk after the log has
-// it, and is dropped when a pipe is full: neither log nor container ever wait for a client. Guarded by the sink's lock,
-// under which Chunk is called; when it is detached nobody else has it.
+// tap is an attached client: pipes to the daemon that get what the container prints, each chunk before the log has it. Neither log
+// nor container ever wait for a client: the daemon empties the pipes at once and closes them when the client lags. For the daemon
+// they wait, tapPatience at most. Guarded by the sink's lock, under which Chunk is called; when it is detached nobody else has it.
 type tap struct {
 	fds [2]int // by logs.Stream; -1: not wanted, or dropped
 }
+
+// tapPatience is how long a full pipe is waited for before the client is dropped, in milliseconds: a container can print faster than
+// the daemon gets to run on a busy machine. It is spent once, for a daemon that hangs; one that has died has closed its pipes.
+const tapPatience = 200
 
 // Chunk implements logs.Tap.
 func (t *tap) Chunk(stream logs.Stream, data []byte) bool {
 	fd := t.fds[stream]
 	for fd >= 0 && len(data) > 0 {
 		n, err := unix.Write(fd, data)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil { // EAGAIN: too slow. EPIPE: gone
+		switch {
+		case err == nil:
+			data = data[n:]
+		case err == unix.EINTR:
+		case err == unix.EAGAIN && writable(fd):
+		default: // EAGAIN: too slow. EPIPE: gone
 			t.close()
 			return false
 		}
-		data = data[n:]
 	}
 	return true
+}
+
+// writable waits until a pipe is not full, tapPatience at most.
+func writable(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(p, tapPatience)
+	return n > 0 || err == unix.EINTR // a signal: the write says how it is
 }
 
 func (t *tap) close() { closeAll(t.fds[:]) }

@@ -40,7 +40,7 @@ type Stats struct {
 
 // Tap gets what the container prints, as it was read.
 type Tap interface {
-	// Chunk is called with the sink locked: it must not block and must not keep
+	// Chunk is called with the sink locked: it must not block for long and must not keep
 	// data. If it returns false the tap is detached: too slow, or gone.
 	Chunk(stream Stream, data []byte) (keep bool)
 }

@@ -62,6 +62,10 @@ type world struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	// TestManyStreamingSessions, the only one with parallel subtests, means all of them at once, on any machine.
+	if err := flag.Set("test.parallel", "100"); err != nil {
+		panic(err)
+	}
 	klog.SetLogger(logr.Discard()) // the client logs each error that a test wants
 	if os.Geteuid() != 0 {
 		os.Exit(m.Run()) // every test skips and says why

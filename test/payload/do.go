@@ -50,6 +50,14 @@ func init() {
 		_, err := io.Copy(os.Stdout, os.Stdin)
 		return err
 	}}
+	verbs["take"] = verb{"BYTES (reads so many of stdin, and no more)", func(args []string) error {
+		n, err := number(args, 0, 0)
+		if err == nil {
+			_, err = io.CopyN(io.Discard, os.Stdin, int64(n))
+		}
+		return err
+	}}
+	verbs["window"] = verb{"(prints rows and columns of the terminal on stdin, now and at each change, for ever)", window}
 	verbs["spam"] = verb{"LINES [BYTES PER LINE] (numbered)", spam}
 	verbs["trap"] = verb{"(prints each signal; ends after TERM, INT or QUIT; only as the first verb)", trap}
 	verbs["ignore"] = verb{"(prints and ignores TERM and INT, for ever)", ignore}
@@ -172,6 +180,19 @@ func trap([]string) error {
 		}
 	}
 	return nil
+}
+
+func window([]string) error {
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, syscall.SIGWINCH)
+	for {
+		size, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+		if err != nil {
+			return os.NewSyscallError("ioctl TIOCGWINSZ", err)
+		}
+		fmt.Println("window", size.Row, size.Col)
+		<-changed
+	}
 }
 
 func ignore([]string) error {
