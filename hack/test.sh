@@ -16,12 +16,11 @@ mkdir -p out
 go build -o out/gotest ./hack/gotest
 
 # The root tests, known by their file's name, and the packages that have some.
-mapfile -t root_files < <(git ls-files --cached --others --exclude-standard '*_root_test.go' | grep -v ^test/cri/)
+mapfile -t root_files < <(find . -name '*_root_test.go' ! -path './test/cri/*' ! -path './out/*' | sed 's|^\./||' | sort)
 [ ${#root_files[@]} -gt 0 ] || die "there is no root test: the search is broken"
 tests_of() { sed -n 's/^func \(Test[A-Za-z0-9_]*\)(.*/\1/p' "$@" | grep -vx TestMain | sort -u; }
 names=$(tests_of "${root_files[@]}" | paste -sd'|')
 mapfile -t with_root < <(printf './%s\n' "${root_files[@]%/*}" | sort -u)
-mapfile -t without_root < <(go list -f '{{.Dir}}' ./... | sed "s|^$root|.|" | grep -vxF "$(printf '%s\n' "${with_root[@]}")")
 
 # -run and -skip know no packages: a unit test that is called like a root test of another package would be left out.
 for dir in "${with_root[@]}"; do
@@ -32,6 +31,8 @@ for dir in "${with_root[@]}"; do
 done
 
 unit() {
+	local without_root
+	mapfile -t without_root < <(go list -f '{{.Dir}}' ./... | sed "s|^$root|.|" | grep -vxF "$(printf '%s\n' "${with_root[@]}")")
 	out/gotest -expect test/expected-skips.txt -- -race -count=1 "$@" "${without_root[@]}"
 	out/gotest -expect test/expected-skips.txt -- -race -count=1 -skip "^($names)\$" "$@" "${with_root[@]}"
 }
