@@ -17,11 +17,12 @@ import (
 // reap exclude each other. Orphans that were given to us are reaped and forgotten.
 type children struct {
 	signals chan os.Signal
-	ownPID  int // descriptor of our own PID namespace, to come back to
 
 	// mu is held across clone+exec and across wait4(WNOHANG): neither waits for anybody.
 	mu    sync.Mutex
 	alive map[int]*child
+	// expecting counts children that will give us a successor (successor.go) which we do not know yet.
+	expecting int
 }
 
 // child is one of them. done is closed when it was reaped; status and at are valid then.
@@ -51,37 +52,65 @@ func (c *children) init() {
 	// Signals that would end us have a handler that does nothing. (Ignoring them would be inherited by every
 	// program we start: SIG_IGN survives execve, a handler does not.)
 	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
-	var err error
-	if c.ownPID, err = unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-		fatal("open own PID namespace", err)
-	}
 }
 
 // reap collects the dead, for ever.
 func (c *children) reap() {
 	for range c.signals {
-		for c.reapOne() {
-		}
+		c.reapAll()
 	}
 }
 
-func (c *children) reapOne() bool {
+// reapAll collects who is dead now. While a successor is expected, a dead child that we do not know may be it: then
+// only those we know are collected, and the others stay until settle.
+func (c *children) reapAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.expecting == 0 {
+		for c.reapOne(-1) {
+		}
+		return
+	}
+	for pid := range c.alive {
+		c.reapOne(pid)
+	}
+}
+
+// reapOne collects the child pid, or any (-1), if it is dead. Caller holds mu.
+func (c *children) reapOne(pid int) bool {
 	var status unix.WaitStatus
-	pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-	if err == unix.EINTR {
+	for {
+		dead, err := unix.Wait4(pid, &status, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || dead <= 0 {
+			return false
+		}
+		if ch := c.alive[dead]; ch != nil {
+			delete(c.alive, dead)
+			ch.status, ch.at = status, time.Now()
+			close(ch.done)
+		}
 		return true
 	}
-	if err != nil || pid <= 0 {
-		return false
-	}
-	if ch := c.alive[pid]; ch != nil {
-		delete(c.alive, pid)
-		ch.status, ch.at = status, time.Now()
-		close(ch.done)
-	}
-	return true
+}
+
+// adopt registers a successor. It cannot have been reaped.
+func (c *children) adopt(pid int) *child {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := &child{pid: pid, done: make(chan struct{})}
+	c.alive[pid] = ch
+	return ch
+}
+
+// settle says that an expected successor was adopted, or will never come.
+func (c *children) settle() {
+	c.mu.Lock()
+	c.expecting--
+	c.mu.Unlock()
+	c.reapAll() // whose SIGCHLD came while it was to be left alone
 }
 
 // signal sends a signal to a child that is not reaped yet, so that the pid is its own.
@@ -115,10 +144,10 @@ type birth struct {
 	oomScore string // its second; "": as ours
 	title    string // argv[0], for ps
 	clone    uintptr
-	files    [4]int // its 0–3
-	cgroupFD int    // cgroup v2 directory to be born in, -1: ours
-	tasks    []int  // v1 cgroups to be born in: their tasks files
-	pidNS    int    // PID namespace to be born in, -1: ours (or a new one, by clone)
+	files    [4]int      // its 0–3
+	cgroupFD int         // cgroup v2 directory to be born in, -1: ours
+	tasks    []int       // v1 cgroups to be born in: their tasks files
+	status   *statusPipe // not nil: it will have a successor, which speaks through this
 }
 
 // fork starts a child of ours from our own sealed binary.
@@ -145,7 +174,7 @@ func (c *children) fork(b birth) (*child, error) {
 		args = append(args, b.oomScore)
 	}
 	var pid int
-	err := c.bornIn(b.pidNS, b.tasks, func() (err error) {
+	err := c.bornIn(b.tasks, func() (err error) {
 		pid, err = syscall.ForkExec(selfPath, args, &attr)
 		return err
 	})
@@ -154,40 +183,31 @@ func (c *children) fork(b birth) (*child, error) {
 	}
 	ch := &child{pid: pid, done: make(chan struct{})}
 	c.alive[pid] = ch
+	if b.status != nil {
+		c.expecting++
+	}
 	return ch, nil
 }
 
-// bornIn runs fork on a thread whose children are born in the PID namespace ns (-1: ours) and in the v1 cgroups of the
-// tasks files. This is the only place where the pod init moves a thread; one that entered cgroups is not moved back, it ends. It is
-// never the main thread: the main goroutine keeps that.
+// bornIn runs fork on a thread whose children are born in the v1 cgroups of the tasks files. This is the only place where
+// the pod init moves a thread; it is not moved back, it ends. It is never the main thread: the main goroutine keeps that.
 //
 // On v1 a thread that moves itself takes no lock, while a process that is moved waits for an RCU grace period, 5 to 15 ms:
 // so the child does not enter its cgroups, it is born in them, as on v2.
-func (c *children) bornIn(ns int, tasks []int, fork func() error) error {
-	if ns < 0 && len(tasks) == 0 {
+func (c *children) bornIn(tasks []int, fork func() error) error {
+	if len(tasks) == 0 {
 		return fork()
 	}
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread()
-		if ns >= 0 {
-			if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
-				runtime.UnlockOSThread() // nothing changed
-				done <- &sys.Error{Op: "setns pid", Err: err}
-				return
-			}
-		}
+		runtime.LockOSThread() // and the thread ends with this goroutine, wherever it got to
 		for _, fd := range tasks {
 			if _, err := unix.Write(fd, []byte("0")); err != nil {
 				done <- &sys.Error{Op: "write", Path: "cgroup tasks", Err: err}
-				return // and the thread ends, wherever it got to
+				return
 			}
 		}
-		err := fork()
-		if len(tasks) == 0 && unix.Setns(c.ownPID, unix.CLONE_NEWPID) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
+		done <- fork()
 	}()
 	return <-done
 }

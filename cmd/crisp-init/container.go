@@ -11,9 +11,17 @@ import (
 	"github.com/crisp-cri/crisp/runtime/sys"
 )
 
+// What the pod init adds to the descriptors of a container that joins a PID namespace, at their end.
+const (
+	joinPIDNS  = iota
+	joinStatus // the successor's pipe
+	joinProcfs // a detached procfs of that namespace
+	joinFDs    // how many
+)
+
 // runContainer is a container's init until its execve. It was cloned into its own mount namespace
-// (a copy of the pod init's: a handful of mounts) and its PID namespace; network, IPC, UTS and user namespace it has by
-// birth. It speaks with the pod init only, over controlFD.
+// (a copy of the pod init's: a handful of mounts) and, if it is the first there, its PID namespace; network, IPC, UTS and user
+// namespace it has by birth. It speaks with the pod init only, over controlFD.
 //
 // It uses blocking system calls and never the runtime's poller: the poller's own descriptors are closed
 // with all others before execve.
@@ -57,11 +65,19 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 		return failed("start session", &sys.Error{Op: "setsid", Err: err})
 	}
 	unix.Umask(0)
-	root := fds[c.RootFD]
+	var next *succession
+	r := &rootfs{fd: fds[c.RootFD], dev: -1, devpts: -1}
+	if c.PID.Joins() {
+		added := fds[len(fds)-joinFDs:]
+		if next, s = prepareSuccession(added[joinPIDNS], added[joinStatus], control); s != nil {
+			return s
+		}
+		r.procfs = &stamp{fd: added[joinProcfs]}
+	}
+	root := r.fd
 	if err := attachAt(root, newRoot); err != nil {
 		return failed("mount root file system", err)
 	}
-	r := &rootfs{fd: root, dev: -1, devpts: -1}
 	if s := r.furnish(c, fds); s != nil {
 		return s
 	}
@@ -72,9 +88,19 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 	if err == nil {
 		_ = unix.Close(cwd) // O_PATH; entered by path, after all descriptors are closed
 	}
+	if c.PID == initproto.PIDNew {
+		if s := r.shareProcfs(control); s != nil {
+			return s
+		}
+	}
 	if c.Process.Terminal {
 		if err := r.console(&c.Process, control); err != nil {
 			return failed("open terminal", err)
+		}
+		if next == nil {
+			if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
+				return failed("open terminal", &sys.Error{Op: "ioctl TIOCSCTTY", Err: err})
+			}
 		}
 	}
 	if c.RootReadonly {
@@ -86,7 +112,7 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 		return failed("enter root file system", err)
 	}
 	// 4. The process.
-	return become(&c.Process, control, warnings)
+	return become(&c.Process, control, next, warnings)
 }
 
 // oomScore reports what became of the oom_score_adj that main has set. Without CAP_SYS_RESOURCE the value cannot go below
@@ -101,8 +127,7 @@ func oomScore(p *initproto.Process) (warnings []string, s *step) {
 	return nil, failed("set oom_score_adj", oomScoreErr)
 }
 
-// console opens a terminal in the container's own devpts, makes it stdin, stdout, stderr, controlling
-// terminal and /dev/console, and sends the master's descriptor to the pod init. Every step goes through descriptors.
+// console opens a terminal in the container's own devpts, makes it stdin, stdout, stderr and /dev/console, and sends the master's descriptor to the pod init. Every step goes through descriptors.
 func (r *rootfs) console(p *initproto.Process, control *initproto.Conn) error {
 	if r.devpts < 0 {
 		return errors.New("the container has no devpts mount of its own")
@@ -130,7 +155,8 @@ func (r *rootfs) console(p *initproto.Process, control *initproto.Conn) error {
 	return sys.AttachMount(bind, target, "/dev/console")
 }
 
-// openTerminal makes a new terminal of the devpts instance that the directory descriptor pts leads to.
+// openTerminal makes a new terminal of the devpts instance that the directory descriptor pts leads to. The leader of the session
+// it shall control has still to take it.
 func openTerminal(pts int, p *initproto.Process, control *initproto.Conn) (peer int, err error) {
 	if err := checkDevpts(pts); err != nil { // of an exec'd process's container: before anything there is opened
 		return -1, err
@@ -159,9 +185,6 @@ func openTerminal(pts int, p *initproto.Process, control *initproto.Conn) (peer 
 		if err := unix.Dup3(peer, fd, 0); err != nil {
 			return -1, &sys.Error{Op: "dup3", Err: err}
 		}
-	}
-	if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
-		return -1, &sys.Error{Op: "ioctl TIOCSCTTY", Err: err}
 	}
 	return peer, nil
 }

@@ -11,10 +11,12 @@ import (
 const (
 	execMountNS = iota
 	execCgroupNS
+	execPIDNS
+	execStatus // the successor's pipe
 )
 
-// runExec is one more process in a container until its execve. It was born in the container's PID
-// namespace; mount and cgroup namespace are entered here.
+// runExec is the init of one more process in a container. It enters the container's mount and cgroup namespace; into
+// its PID namespace comes only the successor.
 func runExec() {
 	control := initproto.NewBlockingConn(controlFD)
 	m, err := control.Recv()
@@ -42,6 +44,10 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return failed("enter container", &sys.Error{Op: "unshare CLONE_FS", Err: err})
 	}
+	next, s := prepareSuccession(fds[execPIDNS], fds[execStatus], control)
+	if s != nil {
+		return s
+	}
 	if err := unix.Setns(fds[execCgroupNS], unix.CLONE_NEWCGROUP); err != nil {
 		return failed("enter container", &sys.Error{Op: "setns cgroup", Err: err})
 	}
@@ -59,5 +65,5 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 		}
 		_ = unix.Close(peer) // stdio keeps it open
 	}
-	return become(&x.Process, control, warnings)
+	return become(&x.Process, control, next, warnings)
 }

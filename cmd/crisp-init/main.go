@@ -45,9 +45,8 @@ func main() {
 	if len(os.Args) > 2 {
 		oomScoreErr = setOOMScoreAdj(os.Args[2])
 	}
-	// Nobody may look into us with ptrace(2) or /proc/PID/{fd,mem,root}: between setns and execve we
-	// are visible in the container's PID namespace (CVE-2016-9962). A container that was given CAP_SYS_PTRACE, and has no user
-	// namespace between itself and us, still may: then it can reach what we can, which is the host.
+	// Nobody may look into us with ptrace(2) or /proc/PID/{fd,mem,root} but somebody with CAP_SYS_PTRACE, and no user namespace
+	// between itself and us: successor.go is about those.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		fatal("prctl PR_SET_DUMPABLE", err)
 	}
@@ -56,8 +55,8 @@ func main() {
 	if err := unix.CloseRange(controlFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		fatal("close_range", err)
 	}
-	if role != "pod" {
-		_ = unix.Close(selfFD) // of no more use; EBADF if we were started by hand
+	if role == "reaper" {
+		_ = unix.Close(selfFD) // of no more use; the others keep its number from being another's
 	}
 	// A memfd's name is the number it was started by; ps(1) shall show ours.
 	if err := setComm("crisp-init"); err != nil {

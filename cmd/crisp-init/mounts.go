@@ -11,10 +11,11 @@ import (
 )
 
 // Paths of the base mount namespace, which crispd made (runtime/spawn, makeBase): a read-only tmpfs
-// with an unmasked /proc and /sys, and these two empty mount points.
+// with an unmasked /proc and /sys, and these empty mount points.
 const (
 	newRoot = "/root"
 	podShm  = "/shm"
+	podPIDs = "/pids"
 )
 
 // A step is a failed step of a start: its name is what the user reads.
@@ -88,15 +89,18 @@ func enterRoot(root int) error {
 // descriptor, nothing through a path (R1 in docs/SECURITY).
 type rootfs struct {
 	fd     int
-	dev    int // descriptor of the tmpfs at /dev, -1 without one
-	devpts int // descriptor of the devpts mount, -1 without one
+	dev    int    // descriptor of the tmpfs at /dev, -1 without one
+	devpts int    // descriptor of the devpts mount, -1 without one
+	procfs *stamp // that of a PID namespace we are not in, nil: ours
 	kernel []kernelMount
 	later  []laterReadonly
 }
 
 // kernelMount is a procfs or sysfs of ours.
 type kernelMount struct {
+	fd   int
 	id   uint64 // of the mount, statx(2)
+	kind initproto.MountKind
 	path string
 }
 
@@ -182,7 +186,7 @@ func (r *rootfs) mount(m *initproto.Mount, fds []int) error {
 		if err != nil {
 			return err
 		}
-		r.kernel = append(r.kernel, kernelMount{id, m.Target})
+		r.kernel = append(r.kernel, kernelMount{fd, id, m.Kind, m.Target})
 	}
 	if m.ReadonlyAfter {
 		r.later = append(r.later, laterReadonly{fd, m.Target})
@@ -225,6 +229,9 @@ func (r *rootfs) source(m *initproto.Mount, fds []int) (int, error) {
 	case initproto.MountFD:
 		return fds[m.FD], nil
 	case initproto.MountProc:
+		if r.procfs != nil {
+			return r.joinedProcfs(m)
+		}
 		return sys.CreateMount("proc", m.Data, m.Attr)
 	case initproto.MountSysfs:
 		return sys.CreateMount("sysfs", m.Data, m.Attr)
@@ -242,6 +249,38 @@ func (r *rootfs) source(m *initproto.Mount, fds []int) (int, error) {
 		return sys.CloneMount(unix.AT_FDCWD, podShm, false)
 	}
 	return -1, errors.New("unknown kind of mount")
+}
+
+// protections are what a mount of a shared file system may have or not have.
+const protections = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+
+// joinedProcfs is one more mount of the procfs of a PID namespace that others live in. Its options are theirs.
+func (r *rootfs) joinedProcfs(m *initproto.Mount) (int, error) {
+	if len(m.Data) > 0 {
+		return -1, errors.New("the procfs of a shared PID namespace takes no options of one container")
+	}
+	fd, err := r.procfs.next()
+	if err != nil {
+		return -1, err
+	}
+	return fd, sys.SetMountAttr(fd, false, unix.MountAttr{Attr_set: m.Attr & protections, Attr_clr: protections &^ m.Attr})
+}
+
+// shareProcfs sends the pod init a mount of our procfs, for containers that may join our PID namespace. They cannot make
+// one: that takes a process in the namespace with rights that nobody in there may see (successor.go).
+func (r *rootfs) shareProcfs(control *initproto.Conn) *step {
+	for _, k := range r.kernel {
+		if k.kind != initproto.MountProc {
+			continue
+		}
+		fd, err := sys.CloneMount(k.fd, "", false) // without what was mounted below
+		if err != nil {
+			return failed("share procfs", err)
+		}
+		defer unix.Close(fd)
+		return failed("share procfs", control.Send(initproto.Message{Type: initproto.TypeProcfs, FDs: []int{fd}}))
+	}
+	return nil
 }
 
 // device makes a node. Its directory is opened first; the last component is never
@@ -362,16 +401,23 @@ type stamp struct {
 	used bool
 }
 
-func (s *stamp) put(target int) error {
+// next returns what has to be attached before next is called again.
+func (s *stamp) next() (int, error) {
 	if !s.used {
 		s.used = true
-		return sys.AttachMount(s.fd, target, "")
+		return s.fd, nil
 	}
-	fd, err := sys.CloneMount(s.fd, "", false)
+	return sys.CloneMount(s.fd, "", false)
+}
+
+func (s *stamp) put(target int) error {
+	fd, err := s.next()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	if fd != s.fd {
+		defer unix.Close(fd)
+	}
 	return sys.AttachMount(fd, target, "")
 }
 

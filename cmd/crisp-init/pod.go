@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,9 +29,14 @@ type pod struct {
 	listener int
 
 	children children
-	// reaper is PID 1 of the shared PID namespace, nil without; reaperReady is closed when it may have company.
-	reaper      *child
-	reaperReady chan struct{}
+	// reaper is PID 1 of the shared PID namespace, nil without; reaperReady is closed when it may have company, and
+	// then reaperProcfs is valid.
+	reaper       *child
+	reaperReady  chan struct{}
+	reaperProcfs *procfs
+
+	makePlaces func() error // once
+	places     atomic.Int64 // names given in podPIDs
 
 	// mu guards the containers' table and states, and which daemon we talk to. It is held for no
 	// system call that can wait.
@@ -55,7 +61,7 @@ func runPod() {
 	if err != nil || len(m.FDs) != 2 {
 		fatal("read set-up", initproto.ErrMalformed)
 	}
-	p := &pod{listener: m.FDs[0], journal: journal{fd: m.FDs[1]}, containers: map[string]*container{}}
+	p := &pod{listener: m.FDs[0], journal: journal{fd: m.FDs[1]}, containers: map[string]*container{}, makePlaces: sync.OnceValue(makePlaces)}
 	p.children.init()
 	if s := p.setUp(setup); s != nil {
 		_ = conn.Send(s.message()) // if the daemon is gone nobody waits

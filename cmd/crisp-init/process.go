@@ -24,12 +24,12 @@ import (
 //  4. without no_new_privs the seccomp filter is loaded now, while CAP_SYS_ADMIN is left;
 //     with it, last, so that the filter need not allow what follows.
 //  5. bounding set, then user and groups with the permitted set kept, then the exact sets.
-//  6. execve.
+//  6. execve; in a successor, if next is not nil (successor.go).
 //
 // Needs: to be root in the user namespace. Runs on: the locked main thread; identity,
 // capabilities and filters are that thread's alone, and execve keeps it. Trust: arguments come from
 // the daemon; the file that is executed comes from the container.
-func become(p *initproto.Process, control *initproto.Conn, warnings []string) *step {
+func become(p *initproto.Process, control *initproto.Conn, next *succession, warnings []string) *step {
 	unix.Umask(int(p.Umask))
 	for _, l := range p.Rlimits {
 		warning, err := setRlimit(l)
@@ -50,7 +50,11 @@ func become(p *initproto.Process, control *initproto.Conn, warnings []string) *s
 			return failed("make session keyring", err)
 		}
 	}
-	if err := unix.CloseRange(controlFD+1, ^uint(0), 0); err != nil {
+	first := uint(controlFD + 1)
+	if next != nil {
+		first = statusFD + 1
+	}
+	if err := unix.CloseRange(first, ^uint(0), 0); err != nil {
 		return failed("close descriptors", &sys.Error{Op: "close_range", Err: err})
 	}
 	cwdErr := enter(p.Cwd)
@@ -78,6 +82,9 @@ func become(p *initproto.Process, control *initproto.Conn, warnings []string) *s
 	path, s := lookPath(p)
 	if s != nil {
 		return s
+	}
+	if next != nil {
+		return next.fork(p, path, warnings)
 	}
 	// From here we may still fail, and then say so; EOF without a failure means that execve succeeded.
 	done := initproto.Started{Warnings: warnings}

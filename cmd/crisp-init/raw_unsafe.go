@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/crisp-cri/crisp/runtime/initproto"
 	"github.com/crisp-cri/crisp/runtime/sys"
 )
 
@@ -49,15 +50,18 @@ func setGroups(groups []uint32) error {
 // loadSeccomp installs a filter on the calling thread, seccomp(2). program is an array of
 // struct sock_filter (8 bytes each).
 func loadSeccomp(program []byte, flags uint32) error {
-	fprog := unix.SockFprog{
-		Len:    uint16(len(program) / unix.SizeofSockFilter),
-		Filter: (*unix.SockFilter)(unsafe.Pointer(&program[0])),
-	}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), uintptr(unsafe.Pointer(&fprog)))
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), uintptr(unsafe.Pointer(fprog(program))))
 	if errno != 0 {
 		return &sys.Error{Op: "seccomp", Err: errno}
 	}
 	return nil
+}
+
+func fprog(program []byte) *unix.SockFprog {
+	return &unix.SockFprog{
+		Len:    uint16(len(program) / unix.SizeofSockFilter),
+		Filter: (*unix.SockFilter)(unsafe.Pointer(&program[0])),
+	}
 }
 
 // linkUp sets IFF_UP on an interface of our network namespace, netdevice(7).
@@ -97,4 +101,95 @@ func openPeer(master int) (int, error) {
 		return -1, &sys.Error{Op: "ioctl TIOCGPTPEER", Err: errno}
 	}
 	return int(r), nil
+}
+
+// successorFlags: a child of our parent, with nothing shared.
+const successorFlags = unix.CLONE_PARENT | uint64(unix.SIGCHLD)
+
+// Steps of a successor, as it says them through statusFD when one fails.
+const (
+	stepSession = iota + 1
+	stepTerminal
+	stepSeccomp
+	stepExec
+)
+
+// successor is all that the successor needs, made before it is: it can neither allocate nor grow its stack.
+type successor struct {
+	path       *byte
+	argv, envv []*byte // NULL at the end
+	terminal   bool
+	filter     *unix.SockFprog // nil: it is loaded
+	flags      uintptr
+	report     [2]uint32 // step, errno
+}
+
+func newSuccessor(p *initproto.Process, path string) (*successor, error) {
+	s := &successor{terminal: p.Terminal}
+	var err error
+	if s.path, err = syscall.BytePtrFromString(path); err != nil {
+		return nil, err
+	}
+	if s.argv, err = syscall.SlicePtrFromStrings(p.Args); err != nil {
+		return nil, err
+	}
+	if s.envv, err = syscall.SlicePtrFromStrings(p.Env); err != nil {
+		return nil, err
+	}
+	if len(p.Seccomp) > 0 && p.NoNewPrivs {
+		s.filter, s.flags = fprog(p.Seccomp), uintptr(p.SeccompFlags)
+	}
+	return s, nil
+}
+
+// bear clones the successor and returns its pid.
+//
+// In the child there is one thread, and no Go runtime but this stack: from the clone on, nothing but raw system calls. Like
+// package syscall's forkAndExecInChild1, which shares memory with its parent until execve; this must not.
+//
+//go:noinline
+//go:nosplit
+//go:norace
+func (s *successor) bear() (int, error) {
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(successorFlags), 0, 0, 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	if pid != 0 {
+		return int(pid), nil
+	}
+	s.report[0] = stepSession
+	if _, _, errno = syscall.RawSyscall6(unix.SYS_SETSID, 0, 0, 0, 0, 0, 0); errno != 0 {
+		goto failed
+	}
+	if s.terminal {
+		s.report[0] = stepTerminal
+		if _, _, errno = syscall.RawSyscall6(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0, 0, 0, 0); errno != 0 {
+			goto failed
+		}
+	}
+	if s.filter != nil {
+		s.report[0] = stepSeccomp
+		_, _, errno = syscall.RawSyscall6(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, s.flags, uintptr(unsafe.Pointer(s.filter)), 0, 0, 0)
+		if errno != 0 {
+			goto failed
+		}
+	}
+	s.report[0] = stepExec
+	_, _, errno = syscall.RawSyscall6(unix.SYS_EXECVE, uintptr(unsafe.Pointer(s.path)), uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0, 0)
+failed:
+	s.report[1] = uint32(errno)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_WRITE, statusFD, uintptr(unsafe.Pointer(&s.report)), unsafe.Sizeof(s.report), 0, 0, 0)
+	for {
+		_, _, _ = syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 1, 0, 0, 0, 0, 0)
+	}
+}
+
+// resetSignals gives every signal its default action.
+func resetSignals() {
+	var action [4]uint64 // the kernel's struct sigaction: handler SIG_DFL, no flags, no restorer, empty mask
+	for sig := 1; sig <= 64; sig++ {
+		// EINVAL: SIGKILL and SIGSTOP
+		_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	}
 }

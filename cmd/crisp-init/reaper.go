@@ -5,6 +5,9 @@ import (
 	"os/signal"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/initproto"
+	"github.com/crisp-cri/crisp/runtime/sys"
 )
 
 // runReaper is PID 1 of the PID namespace that the containers of a `pid: POD` pod share. It reaps
@@ -15,6 +18,15 @@ import (
 // (CVE-2019-14891 class, SEC-06). A container with CAP_SYS_PTRACE can trace it all the same, and finds a process
 // without a capability.
 func runReaper() {
+	// While we are alone: see rootfs.shareProcfs.
+	proc, err := sys.CreateMount("proc", nil, protections&^unix.MOUNT_ATTR_RDONLY)
+	if err != nil {
+		fatal("make procfs", err)
+	}
+	if err := initproto.NewBlockingConn(controlFD).Send(initproto.Message{Type: initproto.TypeProcfs, FDs: []int{proc}}); err != nil {
+		fatal("send procfs", err)
+	}
+	_ = unix.Close(proc) // it has been sent
 	// fd 3 tells the pod init that we are ready, by being closed.
 	if err := emptyRoot(); err != nil {
 		fatal("empty root", err)

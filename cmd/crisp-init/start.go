@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -25,6 +26,9 @@ type container struct {
 	msg  initproto.Message
 	plan *initproto.Container
 
+	pid    initproto.PIDMode
+	procfs *procfs // of the PID namespace it is in, nil if that is unknown or ours; its own if pid is PIDNew
+
 	sink      *logs.Sink
 	child     *child
 	startedAt time.Time
@@ -46,7 +50,7 @@ func (p *pod) create(m *initproto.Message) initproto.Message {
 	if plan.LogFD >= 0 {
 		log = os.NewFile(uintptr(m.TakeFD(plan.LogFD)), "log")
 	}
-	c := &container{id: plan.ID, state: initproto.StateCreated, plan: plan, sink: logs.NewSink(log)}
+	c := &container{id: plan.ID, state: initproto.StateCreated, plan: plan, pid: plan.PID, sink: logs.NewSink(log)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.containers[c.id] != nil {
@@ -154,7 +158,7 @@ func (p *pod) launch(c *container) initproto.Message {
 	if err != nil {
 		return failure(initproto.FailStart, "make stdio", err)
 	}
-	b := birth{role: "container", title: "crisp-init: container " + short(c.id), clone: unix.CLONE_NEWNS, cgroupFD: -1, pidNS: -1}
+	b := birth{role: "container", title: "crisp-init: container " + short(c.id), clone: unix.CLONE_NEWNS, cgroupFD: -1}
 	b.oomScore = oomArgument(&c.plan.Process)
 	if c.plan.CgroupFD >= 0 {
 		b.cgroupFD = c.msg.FDs[c.plan.CgroupFD]
@@ -162,23 +166,27 @@ func (p *pod) launch(c *container) initproto.Message {
 	if c.plan.Tasks > 0 {
 		b.tasks = c.msg.FDs[c.plan.TasksFD:][:c.plan.Tasks]
 	}
-	switch c.plan.PID {
-	case initproto.PIDNew:
+	run := initproto.Message{Type: initproto.TypeRun, Body: c.msg.Body, FDs: slices.Clone(c.msg.FDs)}
+	if c.plan.LogFD >= 0 { // taken by the sink; its place must stay filled
+		run.FDs[c.plan.LogFD] = 0
+	}
+	switch {
+	case c.plan.PID == initproto.PIDNew:
 		b.clone |= unix.CLONE_NEWPID
-	case initproto.PIDReaper, initproto.PIDTarget:
-		ns, err := p.pidNamespace(c.plan)
+	case c.plan.PID.Joins():
+		j, err := p.join(c.plan)
+		if err == nil {
+			defer j.close()
+			b.status, err = newStatusPipe()
+		}
 		if err != nil {
 			s.closeChild()
 			closeAll(s.ours[:])
-			return failure(initproto.FailStart, "enter PID namespace", err)
+			return failStep("enter PID namespace", err)
 		}
-		defer unix.Close(ns)
-		b.pidNS = ns
-	}
-	run := initproto.Message{Type: initproto.TypeRun, Body: c.msg.Body, FDs: c.msg.FDs}
-	if c.plan.LogFD >= 0 { // taken by the sink; its place must stay filled
-		run.FDs = append([]int(nil), run.FDs...)
-		run.FDs[c.plan.LogFD] = 0
+		defer b.status.close()
+		added := [joinFDs]int{joinPIDNS: j.ns, joinStatus: b.status.write, joinProcfs: j.procfs}
+		run.FDs = append(run.FDs, added[:]...)
 	}
 	l, reply := p.run(b, &s, run)
 	if reply.Type == initproto.TypeFailed {
@@ -188,6 +196,7 @@ func (p *pod) launch(c *container) initproto.Message {
 	p.mu.Lock()
 	c.adopt(l, &s)
 	c.child, c.startedAt, c.state = l.child, l.at, initproto.StateRunning
+	c.procfs = l.procfs
 	p.mu.Unlock()
 	go p.watch(c) // the only one that says it has exited
 	return reply
@@ -198,10 +207,12 @@ type launched struct {
 	child    *child
 	at       time.Time
 	console  int // pty master, -1 without
+	procfs   *procfs
 	warnings []string
 }
 
-// run forks a child and speaks with it until execve. It closes the child's ends of s.
+// run forks a child and speaks with it until execve, or until it has a successor (b.status is not nil) and then that one's. It
+// closes the child's ends of s and b.status.
 func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.Message) {
 	ours, theirs, err := initproto.Pair()
 	if err != nil {
@@ -223,9 +234,22 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 		return nil, failStep("clone process", err)
 	}
 	defer conn.Close()
+	settle := func() {}
+	if b.status != nil {
+		settle = sync.OnceFunc(p.children.settle)
+		defer settle()
+	}
 	l := &launched{child: ch, console: -1}
+	giveUp := func(f initproto.Message) (*launched, initproto.Message) {
+		closeAll([]int{l.console})
+		l.procfs.close()
+		return nil, f
+	}
 	// A child that dies early does not read: EPIPE here, and the reason below.
 	sendErr := conn.Send(m)
+	if b.status != nil {
+		b.status.closeWrite()
+	}
 	execing := false
 	for {
 		r, err := conn.Recv()
@@ -241,15 +265,27 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 			if st, err := initproto.DecodeStarted(r.Body); err == nil {
 				l.warnings, execing = st.Warnings, true
 			}
+		case initproto.TypeProcfs:
+			if len(r.FDs) == 1 && l.procfs == nil {
+				l.procfs = &procfs{mount: r.TakeFD(0)}
+			}
+		case initproto.TypeBorn:
+			born, err := initproto.DecodeBorn(r.Body)
+			if err != nil || b.status == nil || execing {
+				break
+			}
+			l.child, l.warnings, execing = p.children.adopt(born.PID), born.Warnings, true
+			settle()
+			if s := b.status.outcome(l.child, born.Program); s != nil {
+				return giveUp(s.message())
+			}
 		case initproto.TypeFailed:
-			closeAll([]int{l.console})
 			<-ch.done
-			return nil, initproto.Message{Type: initproto.TypeFailed, Body: r.Body}
+			return giveUp(initproto.Message{Type: initproto.TypeFailed, Body: r.Body})
 		}
 		r.Close()
 	}
 	if !execing {
-		closeAll([]int{l.console})
 		<-ch.done
 		f := initproto.Failure{Kind: initproto.FailStart, Step: "set up process"}
 		switch {
@@ -263,10 +299,10 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 		default:
 			f.Text = "the init ended with status " + itoa(ch.status.ExitStatus()) + " before it could run the command"
 		}
-		return nil, initproto.Message{Type: initproto.TypeFailed, Body: f.Encode()}
+		return giveUp(initproto.Message{Type: initproto.TypeFailed, Body: f.Encode()})
 	}
 	l.at = time.Now()
-	started := initproto.Started{PID: ch.pid, At: l.at.UnixNano(), Warnings: l.warnings}
+	started := initproto.Started{PID: l.child.pid, At: l.at.UnixNano(), Warnings: l.warnings}
 	return l, initproto.Message{Type: initproto.TypeStarted, Body: started.Encode()}
 }
 
@@ -295,6 +331,9 @@ func (p *pod) watch(c *container) {
 	<-c.child.done
 	x := initproto.Exited{ContainerID: c.id, Status: uint32(c.child.status), At: c.child.at.UnixNano()}
 	p.journal.record(&x)
+	if c.pid == initproto.PIDNew {
+		c.procfs.close() // with its first process a PID namespace ends
+	}
 	c.drain()
 	p.mu.Lock()
 	c.state = initproto.StateExited
@@ -426,7 +465,12 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 		}
 	}
 	defer closeAll(ns[:])
-	b := birth{role: "exec", title: "crisp-init: exec in " + short(c.id), cgroupFD: -1, pidNS: ns[0]}
+	status, err := newStatusPipe()
+	if err != nil {
+		return failStep("make status pipe", err)
+	}
+	defer status.close()
+	b := birth{role: "exec", title: "crisp-init: exec in " + short(c.id), cgroupFD: -1, status: status}
 	b.oomScore = oomArgument(&x.Process)
 	if x.CgroupFD >= 0 {
 		b.cgroupFD = m.FDs[x.CgroupFD]
@@ -434,7 +478,7 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	if x.Tasks > 0 {
 		b.tasks = m.FDs[x.TasksFD:][:x.Tasks]
 	}
-	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], 0}
+	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], execPIDNS: ns[0], execStatus: status.write}
 	inner := *x
 	inner.CgroupFD, inner.TasksFD, inner.Tasks = -1, -1, 0
 	s := stdio{child: [3]int{m.TakeFD(0), m.TakeFD(1), m.TakeFD(2)}, ours: [3]int{-1, -1, -1}}
@@ -466,7 +510,7 @@ func (p *pod) startReaper() *step {
 	}
 	ch, err := p.children.fork(birth{
 		role: "reaper", title: "crisp-init: reaper", clone: unix.CLONE_NEWPID | unix.CLONE_NEWNS,
-		files: [4]int{0, 0, 0, theirs}, cgroupFD: -1, pidNS: -1,
+		files: [4]int{0, 0, 0, theirs}, cgroupFD: -1,
 	})
 	_ = unix.Close(theirs) // the child has it
 	if err != nil {
@@ -479,7 +523,16 @@ func (p *pod) startReaper() *step {
 		return failed("start reaper", err)
 	}
 	go func() { // ends when the reaper is ready or dead
-		_, _ = conn.Recv() // EOF: it has its empty root and its handlers, or it is dead, which its namespace will tell
+		for {
+			m, err := conn.Recv()
+			if err != nil { // EOF: it has its empty root and its handlers, or it is dead, which its namespace will tell
+				break
+			}
+			if m.Type == initproto.TypeProcfs && len(m.FDs) == 1 && p.reaperProcfs == nil {
+				p.reaperProcfs = &procfs{mount: m.TakeFD(0)}
+			}
+			m.Close()
+		}
 		_ = conn.Close()
 		close(p.reaperReady)
 	}()
@@ -494,28 +547,6 @@ func (p *pod) stopReaper() {
 	}
 	_ = p.children.signal(p.reaper.pid, unix.SIGKILL) // ESRCH: dead already
 	<-p.reaper.done
-}
-
-// pidNamespace opens the PID namespace that a container shares.
-func (p *pod) pidNamespace(plan *initproto.Container) (int, error) {
-	ch := p.reaper
-	if ch != nil && plan.PID == initproto.PIDReaper {
-		<-p.reaperReady
-	}
-	if plan.PID == initproto.PIDTarget {
-		p.mu.Lock()
-		t := p.containers[plan.TargetID]
-		if t != nil {
-			ch = t.child
-		} else {
-			ch = nil
-		}
-		p.mu.Unlock()
-	}
-	if ch == nil {
-		return -1, unix.ESRCH
-	}
-	return p.children.namespace(ch, "pid")
 }
 
 func short(id string) string { return id[:min(len(id), 12)] }

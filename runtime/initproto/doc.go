@@ -17,7 +17,8 @@
 //	  │ Start ───────────────────────▶│ clone+exec ──────────────────▶│
 //	  │                               │ Run (the same fds) ──────────▶│  mounts, user, caps, seccomp
 //	  │                               │◀─────────────── Console (tty) │
-//	  │                               │◀── Failed{step, errno} or EOF │  EOF: execve succeeded
+//	  │                               │◀── Failed{step, errno} or EOF │  EOF after Done: execve succeeded
+//	  │                               │◀─ or Born{pid}, if others are in its PID namespace; then EOF of a pipe
 //	  │◀──────── Started{pid} | Failed│
 //	  │ Exec (stdio fds) ────────────▶│ … the same, Run with Join …
 //	  │◀──────── Started{pid} | Failed│

@@ -23,6 +23,8 @@ const (
 	TypeConsole                    // container init → pod init: fd of the pty master
 	TypeAttach                     // daemon → pod init: ID, Attach* bits + pipes for the wanted outputs; reply Done, with the stdin wanted
 	TypeCloseStdin                 // daemon → pod init: ID
+	TypeProcfs                     // first process of a PID namespace → pod init: fd of a detached procfs of it
+	TypeBorn                       // container init → pod init: Born; its successor has no connection of its own
 )
 
 // Setup is the body of TypeSetup.
@@ -148,6 +150,29 @@ func DecodeStarted(b []byte) (*Started, error) {
 	d := &decoder{b: b}
 	s := &Started{PID: int(d.uint()), At: d.int(), Warnings: d.strings()}
 	return s, d.end()
+}
+
+// Born is the body of TypeBorn.
+type Born struct {
+	PID      int // in the pod init's PID namespace, of which it is a child
+	Program  string
+	Warnings []string // as Started's
+}
+
+// Encode returns the body.
+func (b *Born) Encode() []byte {
+	e := &encoder{}
+	e.uint(uint64(b.PID))
+	e.string(b.Program)
+	e.strings(b.Warnings)
+	return e.b
+}
+
+// DecodeBorn is the inverse of Encode.
+func DecodeBorn(body []byte) (*Born, error) {
+	d := &decoder{b: body}
+	b := &Born{PID: int(d.uint()), Program: d.string(), Warnings: d.strings()}
+	return b, d.end()
 }
 
 // Exited is the body of TypeExited.

@@ -82,6 +82,9 @@ const (
 	PIDTarget                // that of container TargetID
 )
 
+// Joins says whether others are in that namespace already.
+func (m PIDMode) Joins() bool { return m == PIDReaper || m == PIDTarget }
+
 // Container is the body of TypeCreate and, together with the same
 // descriptors, of TypeRun. Indices count the message's descriptors.
 type Container struct {

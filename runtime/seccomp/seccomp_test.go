@@ -19,7 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/crisp-cri/crisp/runtime/seccomp/seccomptest"
+	"github.com/crisp-cri/crisp/runtime/seccomp/bpf"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -27,22 +27,22 @@ var update = flag.Bool("update", false, "write the golden files anew")
 var archNames = [arches]string{"x86_64", "x86", "x32", "aarch64", "arm"}
 
 // data is a call of an architecture.
-func data(a arch, nr uint32, args ...uint64) *seccomptest.Data {
+func data(a arch, nr uint32, args ...uint64) *bpf.Data {
 	if a == x32 {
 		nr |= x32Bit
 	}
-	d := &seccomptest.Data{Nr: nr, Arch: a.audit()}
+	d := &bpf.Data{Nr: nr, Arch: a.audit()}
 	copy(d.Args[:], args)
 	return d
 }
 
-func mustCompile(t testing.TB, p *specs.LinuxSeccomp, goarch string) *seccomptest.Machine {
+func mustCompile(t testing.TB, p *specs.LinuxSeccomp, goarch string) *bpf.Machine {
 	t.Helper()
 	program, err := CompileFor(p, goarch)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := seccomptest.Load(program.BPF)
+	m, err := bpf.Load(program.BPF)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ var argumentCases = []struct {
 }
 
 // describe prints what a program says of every call by name, and of the argument cases.
-func describe(m *seccomptest.Machine, a arch) map[string]string {
+func describe(m *bpf.Machine, a arch) map[string]string {
 	out := map[string]string{}
 	for i := range calls {
 		if n := calls[i].numbers[a]; n != none {
@@ -333,7 +333,7 @@ func TestMeaning(t *testing.T) {
 	)
 	tests := []struct {
 		name, profile string
-		call          *seccomptest.Data
+		call          *bpf.Data
 		want          uint32
 	}{
 		{"newer than the profile", `{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["openat2"],"action":"SCMP_ACT_ALLOW"}]}`, data(x86_64, 438), nosys},
@@ -653,7 +653,7 @@ func check(t *testing.T, p *specs.LinuxSeccomp, goarch string) {
 	if err != nil {
 		return // refused: fine
 	}
-	m, err := seccomptest.Load(program.BPF)
+	m, err := bpf.Load(program.BPF)
 	if err != nil {
 		t.Fatal("the kernel would refuse the program:", err)
 	}

@@ -148,7 +148,7 @@ var initMay = map[string]bool{
 	"context":               true, // by os/signal
 	"golang.org/x/sys/unix": true,
 	"runtime/debug":         true, // memory limits
-	"./runtime/initproto":   true, "./runtime/sys": true, "./runtime/logs": true,
+	"./runtime/initproto":   true, "./runtime/sys": true, "./runtime/logs": true, "./runtime/seccomp/bpf": true,
 }
 
 const initMaxSize = 3 << 20 // bytes, stripped

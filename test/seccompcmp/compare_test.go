@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	crisp "github.com/crisp-cri/crisp/runtime/seccomp"
+	"github.com/crisp-cri/crisp/runtime/seccomp/bpf"
 	"github.com/crisp-cri/crisp/runtime/seccomp/seccomptest"
 )
 
@@ -68,7 +69,7 @@ func libAction(a specs.LinuxSeccompAction, errno *uint) seccomp.ScmpAction {
 }
 
 // reference is runc's InitSeccomp (libcontainer/seccomp/seccomp_linux.go) without loading.
-func reference(t testing.TB, p *specs.LinuxSeccomp, m machine) *seccomptest.Machine {
+func reference(t testing.TB, p *specs.LinuxSeccomp, m machine) *bpf.Machine {
 	t.Helper()
 	def := libAction(p.DefaultAction, p.DefaultErrnoRet)
 	filter, err := seccomp.NewFilter(def)
@@ -119,7 +120,7 @@ func reference(t testing.TB, p *specs.LinuxSeccomp, m machine) *seccomptest.Mach
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := seccomptest.Load(program)
+	out, err := bpf.Load(program)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +318,7 @@ func compare(t *testing.T, p *specs.LinuxSeccomp, m machine, except ...differenc
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := seccomptest.Load(program.BPF)
+	ours, err := bpf.Load(program.BPF)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +354,7 @@ func compare(t *testing.T, p *specs.LinuxSeccomp, m machine, except ...differenc
 				}
 			}
 			for _, args := range samples(conditionsOf(p, a, n|a.bit)) {
-				d := &seccomptest.Data{Nr: n | a.bit, Arch: a.audit, Args: args}
+				d := &bpf.Data{Nr: n | a.bit, Arch: a.audit, Args: args}
 				got, steps := ours.Run(d)
 				want, libSteps := ref.Run(d)
 				if stub {
@@ -376,7 +377,7 @@ func compare(t *testing.T, p *specs.LinuxSeccomp, m machine, except ...differenc
 		}
 	}
 	for _, audit := range []uint32{0, unix.AUDIT_ARCH_MIPS, unix.AUDIT_ARCH_PPC64LE, unix.AUDIT_ARCH_RISCV64, 0xffffffff} {
-		d := &seccomptest.Data{Nr: 1, Arch: audit}
+		d := &bpf.Data{Nr: 1, Arch: audit}
 		got, _ := ours.Run(d)
 		if want, _ := ref.Run(d); got != want {
 			t.Errorf("architecture %#x: got %#x, libseccomp %#x", audit, got, want)
@@ -415,11 +416,11 @@ func TestTable(t *testing.T) {
 					t.Errorf("%s %s: %v", a.name, name, err)
 					continue
 				}
-				ours, err := seccomptest.Load(program.BPF)
+				ours, err := bpf.Load(program.BPF)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got, _ := ours.Run(&seccomptest.Data{Nr: n | a.bit, Arch: a.audit}); got != unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM) {
+				if got, _ := ours.Run(&bpf.Data{Nr: n | a.bit, Arch: a.audit}); got != unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM) {
 					t.Errorf("%s %s: %d is not its number here", a.name, name, n)
 				}
 				compared++
