@@ -48,6 +48,10 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if sc.GetPrivileged() && !pod.Config.Privileged {
 		return nil, invalid("config.linux.security_context.privileged", "the pod was not made for privileged containers (its security_context.privileged is not set)")
 	}
+	var c checker
+	if c.sameUserns(config, pod.Config.Userns); c.err() != nil {
+		return nil, c.err()
+	}
 	pid, target, err := s.pidMode(pod, sc.GetNamespaceOptions())
 	if err != nil {
 		return nil, err

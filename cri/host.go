@@ -18,6 +18,9 @@ type Host struct {
 	Arch              string // as runtime.GOARCH
 	RecursiveReadOnly bool   // mount_setattr(2) with AT_RECURSIVE, Linux 5.12
 	SELinux, AppArmor bool   // enabled in the running kernel
+	// NoUserNamespaces is why pods cannot have a user namespace; "": they can. Not ProbeHost's to find out: package spawn
+	// tries it on the file systems that pods will use.
+	NoUserNamespaces string
 	// Masked are paths that are hidden from a container in addition to those that
 	// the kubelet names, if it names any.
 	Masked []string

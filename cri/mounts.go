@@ -40,16 +40,17 @@ func defaultMounts(pod *podsandbox.Pod, privileged bool) []specs.Mount {
 	}
 }
 
-// mounts are the default ones, then the pod's files and what the config and the CDI devices (more) name, sorted
+// mounts are the default ones, then the pod's files and what the config and the CDI devices name, sorted
 // by depth, so that none hides another. A default mount at or below one that the config names
 // is left out: it would be hidden.
-func mounts(config *runtimeapi.ContainerConfig, pod *podsandbox.Pod, more []specs.Mount) []specs.Mount {
+func mounts(in *specInput) []specs.Mount {
+	config, pod := in.config, in.pod
 	sc := config.GetLinux().GetSecurityContext()
 	var named []specs.Mount
 	for i, m := range config.GetMounts() {
 		named = append(named, bind(i, m))
 	}
-	for _, m := range more { // of two for one place the device's counts, and of two devices' the later
+	for _, m := range in.found.cdi.Mounts { // of two for one place the device's counts, and of two devices' the later
 		named = slices.DeleteFunc(named, func(n specs.Mount) bool { return n.Destination == m.Destination })
 		named = append(named, m)
 	}
@@ -67,14 +68,26 @@ func mounts(config *runtimeapi.ContainerConfig, pod *podsandbox.Pod, more []spec
 		{"/etc/hostname", pod.HostnameFile}, {"/etc/hosts", pod.Hosts}, {"/etc/resolv.conf", pod.ResolvConf},
 	} {
 		if f.source != "" && !slices.ContainsFunc(named, func(m specs.Mount) bool { return m.Destination == f.where }) {
-			files = append(files, specs.Mount{Destination: f.where, Type: "bind", Source: f.source, Options: []string{"rbind", "rprivate", access}})
+			m := specs.Mount{Destination: f.where, Type: "bind", Source: f.source, Options: []string{"rbind", "rprivate", access}}
+			m.UIDMappings, m.GIDMappings = idMappings(pod)
+			files = append(files, m)
 		}
 	}
 	files = append(files, named...)
 	slices.SortStableFunc(files, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
-	return append(list, files...)
+	nodes := slices.DeleteFunc(hostDevices(in), func(m specs.Mount) bool { return covers(m.Destination) })
+	return slices.Concat(list, nodes, files)
+}
+
+// idMappings are those of the pod's user namespace, in the words of the specification; nil if it has none.
+func idMappings(pod *podsandbox.Pod) (uids, gids []specs.LinuxIDMapping) {
+	ids := pod.Config.Userns
+	if ids == nil {
+		return nil, nil
+	}
+	return []specs.LinuxIDMapping{{HostID: ids.UID, Size: ids.Size}}, []specs.LinuxIDMapping{{HostID: ids.GID, Size: ids.Size}}
 }
 
 // propagations are mount(8)'s words for CRI's. That the source is shared (or a slave) is checked where it is opened.
@@ -100,13 +113,24 @@ func bind(i int, m *runtimeapi.Mount) specs.Mount {
 		Options:     []string{"rbind", propagations[m.GetPropagation()], access},
 	}
 	if m.GetImage() != nil {
+		// Its layers are mapped where it is mounted, whatever the kubelet says of the mount.
 		out.Source, out.Options = imageSource(i), []string{"bind", "rprivate", "ro"}
+	} else {
+		out.UIDMappings, out.GIDMappings = linuxMappings(m.GetUidMappings()), linuxMappings(m.GetGidMappings())
 	}
 	for _, o := range mountOptions { // in an order of ours, each once
 		if slices.Contains(m.GetMountOptions(), o) {
 			// With all that is mounted below ("r"): a volume from which nothing may be executed has no corner where it may.
 			out.Options = append(out.Options, "r"+o)
 		}
+	}
+	return out
+}
+
+// linuxMappings are a mount's as asked for, and no further: to a host directory that the kubelet did not map the pod's root is nobody.
+func linuxMappings(l []*runtimeapi.IDMapping) (out []specs.LinuxIDMapping) {
+	for _, m := range l {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
 	}
 	return out
 }

@@ -39,8 +39,11 @@ func (s *runtimeService) Status(_ context.Context, r *runtimeapi.StatusRequest) 
 	}
 	for _, name := range append([]string{""}, s.cfg.Handlers...) {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{
-			Name:     name,
-			Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.cfg.Host.RecursiveReadOnly},
+			Name: name,
+			Features: &runtimeapi.RuntimeHandlerFeatures{
+				RecursiveReadOnlyMounts: s.cfg.Host.RecursiveReadOnly,
+				UserNamespaces:          s.cfg.Host.NoUserNamespaces == "",
+			},
 		})
 	}
 	if r.GetVerbose() {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/crisp-cri/crisp/network"
 	"github.com/crisp-cri/crisp/podsandbox"
+	"github.com/crisp-cri/crisp/runtime/spawn"
 )
 
 // wire makes the Echo of a message. It is deterministic, so that the same config
@@ -60,6 +61,7 @@ func (s *runtimeService) podConfig(r *runtimeapi.RunPodSandboxRequest) (*podsand
 		Network:    namespaceModes[ns.GetNetwork()],
 		PID:        namespaceModes[ns.GetPid()],
 		IPC:        namespaceModes[ns.GetIpc()],
+		Userns:     idMap(ns),
 		Sysctls:    s.sysctls(config.GetLinux().GetSysctls(), ns),
 		Privileged: config.GetLinux().GetSecurityContext().GetPrivileged(),
 		Echo:       echo,
@@ -79,6 +81,15 @@ func (s *runtimeService) podConfig(r *runtimeapi.RunPodSandboxRequest) (*podsand
 		}
 	}
 	return out, nil
+}
+
+// idMap is the checked mapping of a pod with a user namespace, nil of others.
+func idMap(ns *runtimeapi.NamespaceOption) *spawn.IDMap {
+	if !hasUserns(ns) {
+		return nil
+	}
+	u, g := ns.GetUsernsOptions().GetUids()[0], ns.GetUsernsOptions().GetGids()[0]
+	return &spawn.IDMap{UID: u.GetHostId(), GID: g.GetHostId(), Size: u.GetLength()}
 }
 
 var namespaceModes = map[runtimeapi.NamespaceMode]podsandbox.NamespaceMode{
@@ -110,10 +121,26 @@ func (s *runtimeService) sysctls(asked map[string]string, ns *runtimeapi.Namespa
 			if out == nil {
 				out = map[string]string{}
 			}
+			if ids := idMap(ns); ids != nil && key == pingGroupRange {
+				v = mappedRange(v, ids.Size)
+			}
 			out[key] = v
 		}
 	}
 	return out
+}
+
+// pingGroupRange are the groups that may open ICMP echo sockets, icmp(7).
+const pingGroupRange = "net.ipv4.ping_group_range"
+
+// mappedRange ends a range of ids, "0 2147483647", where a user namespace of that size does: the kernel refuses ids that it does
+// not know. What is no such range is left for the kernel to judge.
+func mappedRange(value string, size uint32) string {
+	var low, high uint32
+	if n, err := fmt.Sscan(value, &low, &high); n != 2 || err != nil || low >= size || high < size {
+		return value
+	}
+	return fmt.Sprintf("%d\t%d", low, size-1)
 }
 
 func (s *runtimeService) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
@@ -233,6 +260,7 @@ func podInfo(pod *podsandbox.Pod, config *runtimeapi.PodSandboxConfig) (map[stri
 		file string
 		has  bool
 	}{
+		{specs.UserNamespace, "user", pod.Config.Userns != nil},
 		{specs.MountNamespace, "mnt", true},
 		{specs.NetworkNamespace, "net", pod.Config.Network != podsandbox.NamespaceNode},
 		{specs.UTSNamespace, "uts", pod.Config.Network != podsandbox.NamespaceNode},

@@ -111,18 +111,37 @@ func node(where string, major, minor int64) specs.LinuxDevice {
 	return specs.LinuxDevice{Path: where, Type: "c", Major: major, Minor: minor, FileMode: ptr(worldWritable), UID: ptr(uint32(0)), GID: ptr(uint32(0))}
 }
 
-// devices are the nodes of a container; of two for one path the later counts. One without an owner gets the container's user,
-// once that is known (package podsandbox).
-func devices(f *found) []specs.LinuxDevice {
+// devices are the nodes of a container; of two for one path the later counts. In a pod with a user namespace those of all the
+// host are not among them: see hostDevices. One without an owner gets the container's user, once that is known (package podsandbox).
+func devices(in *specInput) []specs.LinuxDevice {
 	var list []specs.LinuxDevice
 	at := map[string]int{}
-	for _, d := range slices.Concat(defaultDevices, f.all, f.devices, f.cdi.Devices) {
+	all := in.found.all
+	if in.pod.Config.Userns != nil {
+		all = nil
+	}
+	for _, d := range slices.Concat(defaultDevices, all, in.found.devices, in.found.cdi.Devices) {
 		if i, ok := at[d.Path]; ok {
 			list[i] = d
 			continue
 		}
 		at[d.Path] = len(list)
 		list = append(list, d)
+	}
+	return list
+}
+
+// hostDevices are what a privileged container has of the host's devices in a pod with a user namespace: the host's own nodes, which
+// belong to the host's users. It can do with them what any user of the host can, while nodes of its own would open it the disks.
+func hostDevices(in *specInput) (list []specs.Mount) {
+	if in.pod.Config.Userns == nil {
+		return nil
+	}
+	own := devices(in)
+	for _, d := range in.found.all {
+		if !slices.ContainsFunc(own, func(o specs.LinuxDevice) bool { return o.Path == d.Path }) {
+			list = append(list, specs.Mount{Destination: d.Path, Type: "bind", Source: d.Path, Options: []string{"bind", "private"}})
+		}
 	}
 	return list
 }

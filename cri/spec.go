@@ -81,11 +81,11 @@ func buildSpec(in *specInput) (*specs.Spec, error) {
 			NoNewPrivileges: sc.GetNoNewPrivs(),
 		},
 		Root:        &specs.Root{Path: "rootfs", Readonly: sc.GetReadonlyRootfs()},
-		Mounts:      mounts(in.config, in.pod, in.found.cdi.Mounts),
+		Mounts:      mounts(in),
 		Annotations: annotations(in),
 		Linux: &specs.Linux{
 			Namespaces:        namespaces(in),
-			Devices:           devices(in.found),
+			Devices:           devices(in),
 			Resources:         resources,
 			Seccomp:           profile,
 			MaskedPaths:       masked,
@@ -93,6 +93,7 @@ func buildSpec(in *specInput) (*specs.Spec, error) {
 			RootfsPropagation: rootPropagation(in.config.GetMounts()),
 		},
 	}
+	spec.Linux.UIDMappings, spec.Linux.GIDMappings = idMappings(in.pod)
 	if r := in.config.GetLinux().GetResources(); r != nil {
 		spec.Process.OOMScoreAdj = ptr(int(r.GetOomScoreAdj()))
 	}
@@ -178,7 +179,7 @@ func workingDir(config *runtimeapi.ContainerConfig, image *imagespec.ImageConfig
 
 // namespaces describes what the container gets. Package spawn reads of it only
 // whether there is a cgroup namespace; the others a container is born into. A privileged container sees the
-// node's cgroups.
+// node's cgroups, unless it has a user namespace: it is privileged over its pod then.
 func namespaces(in *specInput) []specs.LinuxNamespace {
 	of := func(kind string) string {
 		if in.pod.InitPID == 0 {
@@ -187,6 +188,9 @@ func namespaces(in *specInput) []specs.LinuxNamespace {
 		return fmt.Sprintf("/proc/%d/ns/%s", in.pod.InitPID, kind)
 	}
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if in.pod.Config.Userns != nil {
+		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace, Path: of("user")})
+	}
 	if in.pidMode == podsandbox.NamespaceContainer {
 		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
@@ -198,7 +202,7 @@ func namespaces(in *specInput) []specs.LinuxNamespace {
 	if in.pod.Config.IPC != podsandbox.NamespaceNode {
 		list = append(list, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: of("ipc")})
 	}
-	if !in.config.GetLinux().GetSecurityContext().GetPrivileged() {
+	if !in.config.GetLinux().GetSecurityContext().GetPrivileged() || in.pod.Config.Userns != nil {
 		list = append(list, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	return list

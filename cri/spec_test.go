@@ -18,6 +18,7 @@ import (
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/caps"
 	"github.com/crisp-cri/crisp/runtime/cdi"
+	"github.com/crisp-cri/crisp/runtime/spawn"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -105,6 +106,20 @@ var specCases = []specCase{
 	}},
 	{"own-dev", func(in *specInput, c *runtimeapi.ContainerConfig, sc *runtimeapi.LinuxContainerSecurityContext) {
 		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/dev", HostPath: "/dev"}, {ContainerPath: "/etc", HostPath: "/src/etc"}}
+	}},
+	{"userns", func(in *specInput, c *runtimeapi.ContainerConfig, sc *runtimeapi.LinuxContainerSecurityContext) {
+		in.pod.Config.Userns = &spawn.IDMap{UID: 65536, GID: 65536, Size: 65536}
+		c.Mounts = []*runtimeapi.Mount{
+			{ContainerPath: "/data", HostPath: "/src/data", UidMappings: []*runtimeapi.IDMapping{ids(65536)}, GidMappings: []*runtimeapi.IDMapping{ids(65536)}},
+			{ContainerPath: "/foreign", HostPath: "/src/foreign"},
+		}
+		in.found.devices = []specs.LinuxDevice{node("/dev/fuse", 10, 229)}
+	}},
+	{"userns-privileged", func(in *specInput, c *runtimeapi.ContainerConfig, sc *runtimeapi.LinuxContainerSecurityContext) {
+		in.pod.Config.Userns = &spawn.IDMap{UID: 65536, GID: 65536, Size: 65536}
+		in.pod.Config.Privileged, sc.Privileged = true, true
+		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/dev/mapper", HostPath: "/src"}}
+		in.found.all = []specs.LinuxDevice{node("/dev/kvm", 10, 232), node("/dev/null", 1, 3), node("/dev/mapper/control", 10, 236)}
 	}},
 	{"devices", func(in *specInput, c *runtimeapi.ContainerConfig, sc *runtimeapi.LinuxContainerSecurityContext) {
 		in.found.devices = []specs.LinuxDevice{node("/dev/fuse", 10, 229), node("/dev/tty", 4, 1)}

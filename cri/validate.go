@@ -15,6 +15,7 @@ import (
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/caps"
 	"github.com/crisp-cri/crisp/runtime/cdi"
+	"github.com/crisp-cri/crisp/runtime/spawn"
 )
 
 // Limits of the specification and of the kernel.
@@ -209,7 +210,7 @@ func (c *checker) runPod(r *runtimeapi.RunPodSandboxRequest, cfg *Config) {
 	}
 	sc := linux.GetSecurityContext()
 	ns := sc.GetNamespaceOptions()
-	c.podNamespaces("config.linux.security_context.namespace_options", ns)
+	c.podNamespaces("config.linux.security_context.namespace_options", ns, &cfg.Host)
 	c.sysctls("config.linux.sysctls", linux.GetSysctls(), ns)
 	c.resources("config.linux.overhead", linux.GetOverhead())
 	c.resources("config.linux.resources", linux.GetResources())
@@ -303,7 +304,7 @@ func (c *checker) port(field string, p *runtimeapi.PortMapping) {
 	}
 }
 
-func (c *checker) podNamespaces(field string, ns *runtimeapi.NamespaceOption) {
+func (c *checker) podNamespaces(field string, ns *runtimeapi.NamespaceOption, host *Host) {
 	for _, f := range []struct {
 		name string
 		mode runtimeapi.NamespaceMode
@@ -317,12 +318,31 @@ func (c *checker) podNamespaces(field string, ns *runtimeapi.NamespaceOption) {
 	if enum(c, field+".pid", ns.GetPid(), runtimeapi.NamespaceMode_name) && ns.GetPid() == runtimeapi.NamespaceMode_TARGET {
 		c.bad(field+".pid", "TARGET is possible for a container only")
 	}
-	c.userns(field+".userns_options", ns.GetUsernsOptions())
+	c.userns(field+".userns_options", ns.GetUsernsOptions(), host)
+	if !hasUserns(ns) {
+		return
+	}
+	// The kernel mounts /proc, /sys and /dev/mqueue for the owner of the namespace that each shows, and the node's belong to
+	// the node's root. What the kubelet knows of this is features.user_namespaces_host_network.
+	for _, f := range []struct {
+		name string
+		mode runtimeapi.NamespaceMode
+	}{{"network", ns.GetNetwork()}, {"pid", ns.GetPid()}, {"ipc", ns.GetIpc()}} {
+		if f.mode == runtimeapi.NamespaceMode_NODE {
+			c.bad(field+"."+f.name, "NODE is not possible in a pod with a user namespace (userns_options.mode POD): the node's does not belong to it")
+		}
+	}
 }
 
-// userns checks what KEP-127 and critest ask for. nil is NODE, whatever the proto's comment says: the
-// kubelet sends none for pods without hostUsers: false.
-func (c *checker) userns(field string, u *runtimeapi.UserNamespace) {
+// hasUserns says whether these are the namespaces of a pod with a user namespace. No userns_options are NODE, whatever the
+// proto's comment says: the kubelet sends none for pods without hostUsers: false.
+func hasUserns(ns *runtimeapi.NamespaceOption) bool {
+	u := ns.GetUsernsOptions()
+	return u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD
+}
+
+// userns checks what KEP-127 and critest ask for.
+func (c *checker) userns(field string, u *runtimeapi.UserNamespace, host *Host) {
 	if u == nil || !enum(c, field+".mode", u.GetMode(), runtimeapi.NamespaceMode_name) {
 		return
 	}
@@ -332,12 +352,35 @@ func (c *checker) userns(field string, u *runtimeapi.UserNamespace) {
 			c.bad(field, "mode NODE has no mappings")
 		}
 	case runtimeapi.NamespaceMode_POD:
-		c.mapping(field+".uids", u.GetUids())
-		c.mapping(field+".gids", u.GetGids())
-		c.lacks(field+".mode", "user namespaces are not available in this version of crisp; the kubelet is told so by Status (runtime_handlers[].features.user_namespaces), run the pod with hostUsers: true")
+		c.mappings(field+".uids", u.GetUids(), field+".gids", u.GetGids())
+		if host.NoUserNamespaces != "" {
+			c.lacks(field+".mode", "pods cannot have a user namespace on this node: %s. The kubelet is told so by Status (runtime_handlers[].features.user_namespaces)", host.NoUserNamespaces)
+		}
 	default:
 		c.bad(field+".mode", "%s is not possible, POD and NODE are", u.GetMode())
 	}
+}
+
+// minIDs is how many ids a pod with a user namespace has at least: images and tools count on all 16-bit ones (65534 is
+// nobody), and KEP-127 gives pods multiples of it.
+const minIDs = 65536
+
+// mappings checks a pair: one mapping each, and the same one. Volumes have the same owners for users and groups then, and a
+// pod's ids are one range of the node's.
+func (c *checker) mappings(uidField string, uids []*runtimeapi.IDMapping, gidField string, gids []*runtimeapi.IDMapping) {
+	c.mapping(uidField, uids)
+	c.mapping(gidField, gids)
+	if len(uids) == 1 && len(gids) == 1 && !sameIDs(uids[0], gids[0]) {
+		c.bad(gidField, "maps to %s, but the user ids map to %s: they must be the same", hostIDs(gids[0]), hostIDs(uids[0]))
+	}
+}
+
+func sameIDs(a, b *runtimeapi.IDMapping) bool {
+	return a.GetContainerId() == b.GetContainerId() && a.GetHostId() == b.GetHostId() && a.GetLength() == b.GetLength()
+}
+
+func hostIDs(m *runtimeapi.IDMapping) string {
+	return fmt.Sprintf("%d and the next %d", m.GetHostId(), m.GetLength())
 }
 
 func (c *checker) mapping(field string, l []*runtimeapi.IDMapping) {
@@ -348,10 +391,12 @@ func (c *checker) mapping(field string, l []*runtimeapi.IDMapping) {
 	switch m := l[0]; {
 	case m.GetContainerId() != 0:
 		c.bad(field+"[0].container_id", "is %d: id 0 must be mapped", m.GetContainerId())
-	case m.GetLength() == 0:
-		c.bad(field+"[0].length", "must not be 0")
-	case uint64(m.GetHostId())+uint64(m.GetLength()) > 1<<32:
-		c.bad(field+"[0].length", "host ids %d and the next %d reach beyond 32 bits", m.GetHostId(), m.GetLength())
+	case m.GetLength() < minIDs:
+		c.bad(field+"[0].length", "is %d: a pod needs %d ids at least", m.GetLength(), minIDs)
+	case m.GetHostId() == 0:
+		c.bad(field+"[0].host_id", "is 0: the pod's root would be the node's")
+	case uint64(m.GetHostId())+uint64(m.GetLength()) > 1<<32-1: // the last 32-bit id is none, user_namespaces(7)
+		c.bad(field+"[0].length", "host ids %s reach beyond 32 bits", hostIDs(m))
 	}
 }
 
@@ -406,6 +451,10 @@ func sysctlForbidden(key string, ns *runtimeapi.NamespaceOption) string {
 	case key == "kernel.domainname":
 		if hostNetwork {
 			return "is of the UTS namespace, and the pod shares the node's (hostNetwork)"
+		}
+	case strings.HasPrefix(key, "user."):
+		if !hasUserns(ns) {
+			return "is of the user namespace, and the pod shares the node's (hostUsers)"
 		}
 	case key == "kernel.hostname":
 		return "is set by config.hostname"
@@ -637,7 +686,7 @@ func (c *checker) mount(field string, m *runtimeapi.Mount, privileged bool, cfg 
 		c.bad(field+".host_path", "%q must not contain '..'", clip(m.GetHostPath()))
 	}
 	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
-		c.lacks(field+".uidMappings", "user namespaces are not available in this version of crisp")
+		c.mappings(field+".uidMappings", m.GetUidMappings(), field+".gidMappings", m.GetGidMappings())
 	}
 }
 
@@ -694,7 +743,7 @@ func (c *checker) security(field string, sc *runtimeapi.LinuxContainerSecurityCo
 		c.bad(field+".run_as_username", "%q is no name of a user", clip(n))
 	}
 	c.groups(field, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
-	c.containerNamespaces(field+".namespace_options", sc.GetNamespaceOptions())
+	c.containerNamespaces(field+".namespace_options", sc.GetNamespaceOptions(), host)
 	for _, list := range []namedList{
 		{"add_capabilities", sc.GetCapabilities().GetAddCapabilities()}, {"drop_capabilities", sc.GetCapabilities().GetDropCapabilities()},
 		{"add_ambient_capabilities", sc.GetCapabilities().GetAddAmbientCapabilities()},
@@ -721,7 +770,7 @@ func (c *checker) security(field string, sc *runtimeapi.LinuxContainerSecurityCo
 	c.selinux(field+".selinux_options", sc.GetSelinuxOptions(), host)
 }
 
-func (c *checker) containerNamespaces(field string, ns *runtimeapi.NamespaceOption) {
+func (c *checker) containerNamespaces(field string, ns *runtimeapi.NamespaceOption, host *Host) {
 	for _, f := range []struct {
 		name string
 		mode runtimeapi.NamespaceMode
@@ -736,7 +785,7 @@ func (c *checker) containerNamespaces(field string, ns *runtimeapi.NamespaceOpti
 			c.bad(field+".target_id", "must be set with pid TARGET")
 		}
 	}
-	c.userns(field+".userns_options", ns.GetUsernsOptions())
+	c.userns(field+".userns_options", ns.GetUsernsOptions(), host)
 }
 
 // apparmor: RuntimeDefault on a host without AppArmor is no profile; a profile by name
@@ -830,5 +879,47 @@ func (c *checker) resources(field string, r *runtimeapi.LinuxContainerResources)
 		} else if v := r.GetUnified()[key]; hasControl(v) || len(v) > maxPath {
 			c.bad(fmt.Sprintf("%s.unified[%s]", field, key), "value %q must be one line of at most %d bytes", clip(v), maxPath)
 		}
+	}
+}
+
+// sameUserns checks what a container says of its pod's user namespace, whose mapping is ids (nil: it has none). It may say
+// nothing.
+func (c *checker) sameUserns(config *runtimeapi.ContainerConfig, ids *spawn.IDMap) {
+	same := func(uids, gids []*runtimeapi.IDMapping) bool {
+		return ids != nil && len(uids) == 1 && len(gids) == 1 && uids[0].GetHostId() == ids.UID && gids[0].GetHostId() == ids.GID &&
+			uids[0].GetLength() == ids.Size && gids[0].GetLength() == ids.Size
+	}
+	sc := config.GetLinux().GetSecurityContext()
+	const field = "config.linux.security_context."
+	if ns := sc.GetNamespaceOptions(); ns.GetUsernsOptions() != nil {
+		const field = field + "namespace_options.userns_options"
+		switch u := ns.GetUsernsOptions(); {
+		case hasUserns(ns) != (ids != nil):
+			c.bad(field+".mode", "%s is not the pod's: containers of a pod share its user namespace", u.GetMode())
+		case hasUserns(ns) && !same(u.GetUids(), u.GetGids()):
+			c.bad(field+".uids", "is not the pod's mapping: containers of a pod share its user namespace")
+		}
+	}
+	for i, m := range config.GetMounts() {
+		switch {
+		case len(m.GetUidMappings()) == 0 || same(m.GetUidMappings(), m.GetGidMappings()):
+		case ids == nil:
+			c.bad(fmt.Sprintf("config.mounts[%d].uidMappings", i), "the pod has no user namespace to map to")
+		default:
+			c.bad(fmt.Sprintf("config.mounts[%d].uidMappings", i), "is not the mapping of the pod's user namespace")
+		}
+	}
+	if ids == nil {
+		return
+	}
+	mapped := func(name string, id int64) {
+		if id >= int64(ids.Size) {
+			c.bad(field+name, "%d is not in the pod's user namespace, which has the ids 0 to %d", id, ids.Size-1)
+		}
+	}
+	mapped("run_as_user", sc.GetRunAsUser().GetValue())
+	mapped("run_as_group", sc.GetRunAsGroup().GetValue())
+	for i, id := range sc.GetSupplementalGroups() {
+		mapped(fmt.Sprintf("supplemental_groups[%d]", i), id)
 	}
 }

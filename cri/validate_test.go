@@ -75,11 +75,19 @@ var badPods = []struct {
 	{"userns unknown", bad, usernsField + ".mode: ", podUserns(7)},
 	{"userns NODE with mappings", bad, usernsField + ": ", podUserns(runtimeapi.NamespaceMode_NODE, &runtimeapi.IDMapping{Length: 1})},
 	{"userns without mappings", bad, usernsField + ".uids: ", podUserns(runtimeapi.NamespaceMode_POD)},
-	{"userns with two mappings", bad, usernsField + ".uids: ", podUserns(runtimeapi.NamespaceMode_POD, &runtimeapi.IDMapping{Length: 1}, &runtimeapi.IDMapping{Length: 1})},
+	{"userns with two mappings", bad, usernsField + ".uids: ", podUserns(runtimeapi.NamespaceMode_POD, ids(65536), ids(1<<20))},
+	{"userns without gids", bad, usernsField + ".gids: ", podNS(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Uids: []*runtimeapi.IDMapping{ids(65536)}}})},
+	{"userns with other gids", bad, usernsField + ".gids: ", podNS(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{
+		Uids: []*runtimeapi.IDMapping{ids(65536)}, Gids: []*runtimeapi.IDMapping{ids(1 << 20)},
+	}})},
 	{"userns without root", bad, usernsField + ".uids[0].container_id: ", podUserns(runtimeapi.NamespaceMode_POD, &runtimeapi.IDMapping{ContainerId: 1, Length: 65536})},
 	{"userns of nothing", bad, usernsField + ".uids[0].length: ", podUserns(runtimeapi.NamespaceMode_POD, &runtimeapi.IDMapping{HostId: 65536})},
-	{"userns beyond 32 bits", bad, usernsField + ".uids[0].length: ", podUserns(runtimeapi.NamespaceMode_POD, &runtimeapi.IDMapping{HostId: 1<<32 - 1, Length: 2})},
-	{"userns", lack, usernsField + ".mode: ", podUserns(runtimeapi.NamespaceMode_POD, &runtimeapi.IDMapping{HostId: 65536, Length: 65536})},
+	{"userns of less than nobody", bad, usernsField + ".uids[0].length: ", podUserns(runtimeapi.NamespaceMode_POD, &runtimeapi.IDMapping{HostId: 65536, Length: 65535})},
+	{"userns of the node's root", bad, usernsField + ".uids[0].host_id: ", podUserns(runtimeapi.NamespaceMode_POD, ids(0))},
+	{"userns beyond 32 bits", bad, usernsField + ".uids[0].length: ", podUserns(runtimeapi.NamespaceMode_POD, ids(1<<32-65536))},
+	{"userns on the node's network", bad, "config.linux.security_context.namespace_options.network: ", podNS(withUserns(&runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}))},
+	{"userns with the node's processes", bad, "config.linux.security_context.namespace_options.pid: ", podNS(withUserns(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE}))},
+	{"userns with the node's ipc", bad, "config.linux.security_context.namespace_options.ipc: ", podNS(withUserns(&runtimeapi.NamespaceOption{Ipc: runtimeapi.NamespaceMode_NODE}))},
 	{"sysctl of the node", bad, "config.linux.sysctls[vm.swappiness]: ", podSysctl("vm.swappiness", "1")},
 	{"sysctl core_pattern", bad, "config.linux.sysctls[kernel.core_pattern]: ", podSysctl("kernel.core_pattern", "|/bin/x")},
 	{"sysctl hostname", bad, "config.linux.sysctls[kernel.hostname]: ", podSysctl("kernel.hostname", "x")},
@@ -133,6 +141,16 @@ func podNS(n *runtimeapi.NamespaceOption) editPod {
 }
 func podUserns(mode runtimeapi.NamespaceMode, ids ...*runtimeapi.IDMapping) editPod {
 	return podNS(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: mode, Uids: ids, Gids: ids}})
+}
+
+// ids is a mapping as the kubelet makes them.
+func ids(host uint32) *runtimeapi.IDMapping {
+	return &runtimeapi.IDMapping{HostId: host, Length: 65536}
+}
+
+func withUserns(o *runtimeapi.NamespaceOption) *runtimeapi.NamespaceOption {
+	o.UsernsOptions = &runtimeapi.UserNamespace{Uids: []*runtimeapi.IDMapping{ids(65536)}, Gids: []*runtimeapi.IDMapping{ids(65536)}}
+	return o
 }
 func podSysctl(k, v string) editPod {
 	return func(r *runtimeapi.RunPodSandboxRequest, c *runtimeapi.PodSandboxConfig) {
@@ -302,7 +320,12 @@ var badContainers = []struct {
 	{"image mount writable", bad, "config.mounts[0].readonly: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Image: &runtimeapi.ImageSpec{Image: "x"}})},
 	{"image mount with source", bad, "config.mounts[0].host_path: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", Image: &runtimeapi.ImageSpec{Image: "x"}})},
 	{"sub path without image", bad, "config.mounts[0].image_sub_path: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", ImageSubPath: "c"})},
-	{"mount mappings", lack, "config.mounts[0].uidMappings: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: []*runtimeapi.IDMapping{{}}})},
+	{"mount mappings of users alone", bad, "config.mounts[0].gidMappings: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: []*runtimeapi.IDMapping{ids(65536)}})},
+	{"mount mappings of groups alone", bad, "config.mounts[0].uidMappings: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", GidMappings: []*runtimeapi.IDMapping{ids(65536)}})},
+	{"mount mappings without root", bad, "config.mounts[0].uidMappings[0].container_id: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b",
+		UidMappings: []*runtimeapi.IDMapping{{ContainerId: 1, Length: 65536}}, GidMappings: []*runtimeapi.IDMapping{{ContainerId: 1, Length: 65536}}})},
+	{"mount mappings without a user namespace", bad, "config.mounts[0].uidMappings: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b",
+		UidMappings: []*runtimeapi.IDMapping{ids(65536)}, GidMappings: []*runtimeapi.IDMapping{ids(65536)}})},
 	{"mount option unknown", bad, "config.mounts[0].mount_options[1]: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", MountOptions: []string{"noexec", "suid"}})},
 	{"mount option of an image", bad, "config.mounts[0].mount_options[0]: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "busybox"}, MountOptions: []string{"rw"}})},
 
@@ -362,9 +385,7 @@ var badContainers = []struct {
 	{"pid unknown", bad, scField + "namespace_options.pid: ", ctrNS(&runtimeapi.NamespaceOption{Pid: 8})},
 	{"target missing", bad, scField + "namespace_options.target_id: ", ctrNS(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET})},
 	{"target unknown", codes.NotFound, "target container", ctrNS(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: "ffff"})},
-	{"userns", lack, scField + "namespace_options.userns_options.mode: ", ctrNS(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{
-		Uids: []*runtimeapi.IDMapping{{Length: 1}}, Gids: []*runtimeapi.IDMapping{{Length: 1}},
-	}})},
+	{"userns that the pod has not", bad, scField + "namespace_options.userns_options.mode: ", ctrNS(withUserns(&runtimeapi.NamespaceOption{}))},
 
 	{"period negative", bad, "config.linux.resources.cpu_period: ", ctrLimits(&runtimeapi.LinuxContainerResources{CpuPeriod: -1})},
 	{"quota negative", bad, "config.linux.resources.cpu_quota: ", ctrLimits(&runtimeapi.LinuxContainerResources{CpuQuota: -2})},

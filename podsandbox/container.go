@@ -267,19 +267,32 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 		{name: "rootfs",
 			do: func(ctx context.Context) (err error) {
 				// The overlay's root has the mode of upper, and the container's user must get in.
-				if err = errors.Join(mkdir(upper, 0o755), mkdir(work, 0o700)); err != nil {
+				if err = errors.Join(p.mkdir(upper, 0o755), p.mkdir(work, 0o700)); err != nil {
 					return err
 				}
-				c.rootfs, err = m.cfg.Spawner.MountRootfs(ctx, spawn.RootfsArgs{Lower: layers.Lower, Upper: upper, Work: work})
+				userns, err := p.userns()
+				if err != nil {
+					return err
+				}
+				defer func() { _ = closeFile(&userns) }() // only a reference
+				c.rootfs, err = m.cfg.Spawner.MountRootfs(ctx, spawn.RootfsArgs{Lower: layers.Lower, Upper: upper, Work: work, UserNS: userns})
 				return err
 			},
 			undo: func(context.Context) error { return closeFile(&c.rootfs) },
 		},
 		{name: "image volumes",
 			do: func(ctx context.Context) error {
+				if len(cfg.Volumes) == 0 {
+					return nil
+				}
+				userns, err := p.userns()
+				if err != nil {
+					return err
+				}
+				defer func() { _ = closeFile(&userns) }() // only a reference
 				c.volumes = make(map[string]*os.File, len(cfg.Volumes))
 				for i, v := range cfg.Volumes {
-					f, err := m.cfg.Spawner.MountImage(ctx, spawn.ImageArgs{Lower: volumes[i].Lower, SubPath: v.SubPath})
+					f, err := m.cfg.Spawner.MountImage(ctx, spawn.ImageArgs{Lower: volumes[i].Lower, SubPath: v.SubPath, UserNS: userns})
 					if err != nil {
 						return v.fail(err)
 					}
@@ -324,12 +337,29 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 	}
 }
 
-// mkdir makes a directory of that mode whatever the umask.
-func mkdir(path string, mode os.FileMode) error {
+// mkdir makes a directory of that mode, whatever the umask, that belongs to the root of the pod's user namespace.
+func (p *pod) mkdir(path string, mode os.FileMode) error {
 	if err := os.Mkdir(path, mode); err != nil {
 		return err
 	}
+	if ids := p.rec.Config.Userns; ids != nil { // of an empty directory: nothing is ever chowned with its content
+		if err := os.Lchown(path, int(ids.UID), int(ids.GID)); err != nil {
+			return err
+		}
+	}
 	return os.Chmod(path, mode)
+}
+
+// userns opens the pod's user namespace; nil, nil if it is the host's. The caller closes it.
+func (p *pod) userns() (*os.File, error) {
+	if p.rec.Config.Userns == nil {
+		return nil, nil
+	}
+	i, err := p.living()
+	if err != nil {
+		return nil, err
+	}
+	return i.UserNS()
 }
 
 // closeFile closes *f once, if it is open.
@@ -427,7 +457,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, rootfs, log *os.Fi
 		return err
 	}
 	cg := m.cgroupOf(c)
-	join, err := cg.Join()
+	join, err := cg.Join(c.pod.entry())
 	if err != nil {
 		return err
 	}
@@ -442,7 +472,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, rootfs, log *os.Fi
 	}
 	return i.Create(ctx, spawn.ContainerArgs{
 		ID: c.id, Spec: c.spec, Rootfs: rootfs, Images: c.volumes,
-		CgroupDir: join.DirFD, CgroupTasks: join.Tasks, CgroupMounts: cg.BindSources(),
+		CgroupDir: join.DirFD, CgroupTasks: join.Tasks, CgroupProcs: join.Procs, CgroupMounts: cg.BindSources(),
 		PID: mode, TargetID: c.rec.Config.TargetID,
 		Seccomp: prog.BPF, SeccompFlags: prog.Flags,
 		Log: log, Stdin: c.rec.Config.Stdin, StdinOnce: c.rec.Config.StdinOnce,

@@ -110,7 +110,7 @@ func (m *Manager) exec(ctx context.Context, c *container, argv []string, s stdio
 		return nil, err
 	}
 	id := newID()[:16]
-	cg, join, err := m.cgroupOf(c).Exec("exec-" + id)
+	cg, join, err := m.cgroupOf(c).Exec("exec-"+id, c.pod.entry())
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (m *Manager) exec(ctx context.Context, c *container, argv []string, s stdio
 	e, err := i.Exec(ctx, spawn.ExecArgs{
 		ContainerID: c.id, ExecID: id, Process: execProcess(now.spec.Process, argv, s.tty),
 		Seccomp: prog.BPF, SeccompFlags: prog.Flags,
-		CgroupDir: join.DirFD, CgroupTasks: join.Tasks,
+		CgroupDir: join.DirFD, CgroupTasks: join.Tasks, CgroupProcs: join.Procs,
 		Stdin: s.stdin, Stdout: s.stdout, Stderr: s.stderr,
 	})
 	r := &running{Exec: e, cgroup: cg, id: c.id}

@@ -421,6 +421,13 @@ func (i *fakeInit) Done() <-chan struct{} { return i.done }
 
 func (i *fakeInit) NetNS() (*os.File, error) { return os.Open(os.DevNull) }
 
+func (i *fakeInit) UserNS() (*os.File, error) {
+	if i.args.Userns == nil {
+		return nil, nil
+	}
+	return os.Open(os.DevNull)
+}
+
 // begin is op, for an init that must be alive. It returns with world.mu held if there was no error.
 func (i *fakeInit) begin(ctx context.Context, name string) error {
 	if err := i.world.op(ctx, name); err != nil {
@@ -745,14 +752,14 @@ func (c fakeCgroup) Create(ctx context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
-func (c fakeCgroup) Join() (*cgroup.Join, error) {
+func (c fakeCgroup) Join(cgroup.Entry) (*cgroup.Join, error) {
 	if err := c.op(context.Background(), "cgroup.Join"); err != nil {
 		return nil, err
 	}
 	return &cgroup.Join{}, nil
 }
 
-func (c fakeCgroup) Exec(name string) (Cgroup, *cgroup.Join, error) {
+func (c fakeCgroup) Exec(name string, _ cgroup.Entry) (Cgroup, *cgroup.Join, error) {
 	if err := c.op(context.Background(), "cgroup.Exec"); err != nil {
 		return nil, nil, err
 	}

@@ -33,6 +33,8 @@ type PodInit interface {
 	Handle() spawn.Handle
 	Done() <-chan struct{}
 	NetNS() (*os.File, error)
+	// UserNS opens the pod's user namespace; nil, nil if it is the host's.
+	UserNS() (*os.File, error)
 	Create(ctx context.Context, a spawn.ContainerArgs) error
 	Start(ctx context.Context, id string) (pid int, startedAt time.Time, err error)
 	Signal(ctx context.Context, id string, sig unix.Signal) error
@@ -102,9 +104,9 @@ type Cgroups interface {
 // Cgroup is a handle to one. *cgroup.Cgroup is one, but for Exec's type.
 type Cgroup interface {
 	Create(ctx context.Context, r *specs.LinuxResources) error
-	Join() (*cgroup.Join, error)
+	Join(how cgroup.Entry) (*cgroup.Join, error)
 	// Exec makes a child for one exec'd process.
-	Exec(name string) (Cgroup, *cgroup.Join, error)
+	Exec(name string, how cgroup.Entry) (Cgroup, *cgroup.Join, error)
 	Update(ctx context.Context, r *specs.LinuxResources) error
 	Applied() (cgroup.Applied, error)
 	Stats() (*cgroup.Stats, error)
@@ -124,8 +126,8 @@ func (c cgroups) Open(path string) Cgroup { return oneCgroup{c.Driver.Open(path)
 
 type oneCgroup struct{ *cgroup.Cgroup }
 
-func (c oneCgroup) Exec(name string) (Cgroup, *cgroup.Join, error) {
-	e, j, err := c.Cgroup.Exec(name)
+func (c oneCgroup) Exec(name string, how cgroup.Entry) (Cgroup, *cgroup.Join, error) {
+	e, j, err := c.Cgroup.Exec(name, how)
 	if err != nil {
 		return nil, nil, err
 	}

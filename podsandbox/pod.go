@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/network"
+	"github.com/crisp-cri/crisp/runtime/cgroup"
 	"github.com/crisp-cri/crisp/runtime/spawn"
 )
 
@@ -57,6 +58,14 @@ type podNow struct {
 func (p *pod) phase() podPhase { return p.now.Load().state.Phase }
 func (p *pod) view() *Pod      { return p.now.Load().view }
 func (p *pod) object() string  { return p.rec.Config.Namespace + "/" + p.rec.Config.Name }
+
+// entry is how the pod's containers, and what is exec'd in them, get into their cgroups.
+func (p *pod) entry() cgroup.Entry {
+	if p.rec.Config.Userns != nil {
+		return cgroup.ByWriting // the init, which clones them, is nobody on the host
+	}
+	return cgroup.ByBirth
+}
 
 // facts is what is known of it: of one that is being made, the draft.
 func (p *pod) facts() *podState {
@@ -306,7 +315,7 @@ func (m *Manager) removePodCgroups(ctx context.Context, p *pod) error {
 }
 
 func (m *Manager) startInit(ctx context.Context, p *pod) error {
-	join, err := m.initCgroup(p).Join()
+	join, err := m.initCgroup(p).Join(cgroup.ByBirth) // the one who clones it is us
 	if err != nil {
 		return err
 	}
@@ -315,7 +324,7 @@ func (m *Manager) startInit(ctx context.Context, p *pod) error {
 	i, err := m.cfg.Spawner.StartPod(ctx, spawn.PodArgs{
 		ID: p.id, Title: p.object(), RunDir: m.store.runDir(p.id),
 		HostNetwork: c.Network == NamespaceNode, HostIPC: c.IPC == NamespaceNode, SharedPID: c.PID == NamespacePod,
-		Hostname: c.Hostname, Sysctls: c.Sysctls,
+		Hostname: c.Hostname, Sysctls: c.Sysctls, Userns: c.Userns,
 		CgroupDir: join.DirFD, CgroupTasks: join.Tasks,
 	}, m.onExit(p))
 	if err != nil {

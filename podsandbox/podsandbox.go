@@ -59,6 +59,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/crisp-cri/crisp/network"
+	"github.com/crisp-cri/crisp/runtime/spawn"
 	"github.com/crisp-cri/crisp/runtime/user"
 )
 
@@ -124,8 +125,10 @@ type PodConfig struct {
 	Network        NamespaceMode         `json:"network"` // pod, node
 	PID            NamespaceMode         `json:"pid"`     // container, pod, node
 	IPC            NamespaceMode         `json:"ipc"`     // pod, node
-	Sysctls        map[string]string     `json:"sysctls,omitempty"`
-	Privileged     bool                  `json:"privileged,omitempty"`
+	// Userns makes a user namespace for the pod, which owns its other namespaces: none of them is the node's then. nil: the node's.
+	Userns     *spawn.IDMap      `json:"userns,omitempty"`
+	Sysctls    map[string]string `json:"sysctls,omitempty"`
+	Privileged bool              `json:"privileged,omitempty"`
 	// Echo is the CRI config as it came (protobuf wire format), for verbatim replies.
 	Echo []byte `json:"echo,omitempty"`
 }

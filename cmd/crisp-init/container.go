@@ -48,8 +48,11 @@ func giveUp(control *initproto.Conn, s *step) {
 
 // startContainer returns only on failure.
 func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) *step {
-	// 1. We were born in our cgroups. The cgroup namespace is made now and not by the clone: its root is the cgroup one is
-	// in at that moment, cgroup_namespaces(7), and for clone(2) that is the parent's.
+	// 1. We were born in our cgroups, or enter the last of them now. The cgroup namespace is made then and not by the clone: its
+	// root is the cgroup one is in at that moment, cgroup_namespaces(7), and for clone(2) that is the parent's.
+	if s := joinCgroup(fds, c.ProcsFD); s != nil {
+		return s
+	}
 	if c.NewCgroupNS {
 		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 			return failed("make cgroup namespace", &sys.Error{Op: "unshare", Err: err})
@@ -113,6 +116,19 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 	}
 	// 4. The process.
 	return become(&c.Process, control, next, warnings)
+}
+
+// joinCgroup enters the cgroup2 hierarchy's part of our cgroup, if the pod init, in a user namespace, was not allowed to
+// clone us into it: "0" means the writer, with all its threads. The daemon opened the file, and the kernel checks the opener's rights
+// (Linux 5.16). It comes before anything that costs memory.
+func joinCgroup(fds []int, procs int) *step {
+	if procs < 0 {
+		return nil
+	}
+	if _, err := unix.Write(fds[procs], []byte("0")); err != nil {
+		return failed("join cgroup", &sys.Error{Op: "write", Path: "cgroup.procs", Err: err})
+	}
+	return nil
 }
 
 // oomScore reports what became of the oom_score_adj that main has set. Without CAP_SYS_RESOURCE the value cannot go below

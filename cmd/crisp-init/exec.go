@@ -13,6 +13,7 @@ const (
 	execCgroupNS
 	execPIDNS
 	execStatus // the successor's pipe
+	execProcs  // if Exec.ProcsFD says so
 )
 
 // runExec is the init of one more process in a container. It enters the container's mount and cgroup namespace; into
@@ -32,6 +33,9 @@ func runExec() {
 
 // startExec returns only on failure.
 func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
+	if s := joinCgroup(fds, x.ProcsFD); s != nil {
+		return s
+	}
 	warnings, s := oomScore(&x.Process)
 	if s != nil {
 		return s

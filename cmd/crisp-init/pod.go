@@ -121,6 +121,14 @@ func (p *pod) setUp(s *initproto.Setup) *step {
 // setSysctl writes a sysctl of our namespaces. The daemon has checked that the key is a
 // namespaced one; dots and slashes are interchangeable, sysctl(8): a key's first separator decides.
 func setSysctl(key, value string) error {
+	if key == "kernel.domainname" {
+		// Its file belongs to the host's root; the system call asks who owns the namespace.
+		err := unix.Setdomainname([]byte(value))
+		if err != nil {
+			return &sys.Error{Op: "setdomainname", Err: err}
+		}
+		return nil
+	}
 	path := key
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
 		path = strings.Map(func(r rune) rune {

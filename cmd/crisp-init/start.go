@@ -481,6 +481,9 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], execPIDNS: ns[0], execStatus: status.write}
 	inner := *x
 	inner.CgroupFD, inner.TasksFD, inner.Tasks = -1, -1, 0
+	if x.ProcsFD >= 0 {
+		fds, inner.ProcsFD = append(fds, m.FDs[x.ProcsFD]), execProcs
+	}
 	s := stdio{child: [3]int{m.TakeFD(0), m.TakeFD(1), m.TakeFD(2)}, ours: [3]int{-1, -1, -1}}
 	l, reply := p.run(b, &s, initproto.Message{Type: initproto.TypeRun, Body: inner.Encode(), FDs: fds})
 	if reply.Type == initproto.TypeFailed {

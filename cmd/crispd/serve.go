@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -51,6 +52,11 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	host, err := cri.ProbeHost()
 	if err != nil {
 		return err
+	}
+	// Layers and writable layers are below the one, the pods' own files below the other.
+	if err := p.spawner.CheckUserNamespaces(ctx, cfg.StateRoot, filepath.Join(cfg.StateRoot, "images"), cfg.RunRoot); err != nil {
+		host.NoUserNamespaces = err.Error()
+		klog.InfoS("Pods cannot have a user namespace on this node, going on without", "err", err)
 	}
 	streaming, err := openStreaming(cfg.Streaming)
 	if err != nil {

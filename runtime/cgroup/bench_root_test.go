@@ -52,7 +52,7 @@ func BenchmarkContainer(b *testing.B) {
 		c := d.Open(d.ContainerPath(pod, "c"))
 		steps.time(b, "create", func() error { return c.Create(b.Context(), r) })
 		var j *Join
-		steps.time(b, "join", func() (err error) { j, err = c.Join(); return errors.Join(err, j.Close()) })
+		steps.time(b, "join", func() (err error) { j, err = c.Join(ByBirth); return errors.Join(err, j.Close()) })
 		steps.time(b, "kill", func() error { return c.Kill(b.Context()) })
 		steps.time(b, "remove", func() error { return c.Remove(b.Context()) })
 	}
@@ -79,7 +79,7 @@ func BenchmarkExec(b *testing.B) {
 	d := newTestDriver(b)
 	c := newContainer(b, d, newPod(b, d), "c", nil)
 	for b.Loop() {
-		e, j, err := c.Exec("exec-1")
+		e, j, err := c.Exec("exec-1", ByBirth)
 		if err := errors.Join(err, j.Close(), e.Kill(b.Context()), e.Remove(b.Context())); err != nil {
 			b.Fatal(err)
 		}
@@ -96,7 +96,7 @@ func BenchmarkKillProcess(b *testing.B) {
 			steps := clock{}
 			for b.Loop() {
 				c := newContainer(b, d, pod, "c", nil)
-				p := start(b, join(b, c), "wait")
+				p := start(b, join(b, c, ByBirth), "wait")
 				<-time.After(age) // part of what is measured: the process's age
 				steps.time(b, "kill", func() error { return c.Kill(b.Context()) })
 				p.killed(b)

@@ -161,45 +161,47 @@ func (c *Cgroup) explain(s setting, err error) error {
 	return err
 }
 
+// Entry says how a process gets into a cgroup.
+type Entry int
+
+const (
+	// ByBirth: it is born there. Who clones it must be allowed to write cgroup.procs of the cgroup2 hierarchy here
+	// and in the nearest cgroup above both itself and this one: root of the node is.
+	ByBirth Entry = iota
+	// ByWriting: it enters the cgroup2 hierarchy itself, once it is there. For a child of a process that may not clone into it:
+	// clone3(2) checks the caller, so that a pod init in a user namespace gets EACCES; a write to cgroup.procs is checked
+	// with the credentials of who opened the file. Slower: the move of a process waits for the kernel.
+	ByWriting
+)
+
 // Join is what a process needs to enter a cgroup. The caller closes it.
 type Join struct {
 	// DirFD is the cgroup's directory in the cgroup2 hierarchy, O_PATH, for
-	// CLONE_INTO_CGROUP (clone3(2), Linux 5.7); nil in Legacy mode and in a Join of JoinByWriting.
+	// CLONE_INTO_CGROUP (clone3(2), Linux 5.7); nil in Legacy mode and ByWriting.
 	DirFD *os.File
 	// Tasks are the v1 hierarchies' tasks files, open for writing: the thread that clones writes "0" to each first, and
 	// the child is born in the thread's cgroups. To move just the calling thread takes no lock; to move a process waits for an RCU grace
 	// period, 5 to 15 ms here (cgroup_procs_write_start, kernel/cgroup/cgroup.c). The thread stays where it went: it should end.
+	// It may be as unprivileged as it likes: the kernel checks the opener's credentials.
 	Tasks []*os.File
-	// Procs are cgroup.procs files, open for writing, in a Join of JoinByWriting only: the process itself writes "0" to each.
-	//
-	// For both, the writer may be as unprivileged as it likes: the kernel checks the opener's credentials.
-	Procs []*os.File
+	// Procs is cgroup.procs of the cgroup2 hierarchy, open for writing, to which the process itself writes "0" (so may any of its
+	// threads: all go along); nil in Legacy mode and ByBirth. Who writes may be unprivileged, as above.
+	Procs *os.File
 }
 
 // Close closes all files.
 func (j *Join) Close() error {
 	var errs []error
-	if j.DirFD != nil {
-		errs = append(errs, j.DirFD.Close())
-	}
-	for _, f := range append(j.Tasks, j.Procs...) {
-		errs = append(errs, f.Close())
+	for _, f := range append([]*os.File{j.DirFD, j.Procs}, j.Tasks...) {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// Join opens what a process needs to be born in the cgroup: the cgroup2 directory, and the v1
-// hierarchies' tasks. The process that clones must be allowed to write cgroup.procs here
-// and in the nearest cgroup above both itself and this one: root of the node is.
-func (c *Cgroup) Join() (*Join, error) { return c.join(false) }
-
-// JoinByWriting is Join for a process whose parent may not clone into the cgroup
-// (clone3 checks the caller, so a pod init in a user namespace gets EACCES): DirFD is
-// nil and Procs has the cgroup2 hierarchy's cgroup.procs too. Slower where processes are many: the move waits
-// for the kernel's threadgroup lock.
-func (c *Cgroup) JoinByWriting() (*Join, error) { return c.join(true) }
-
-func (c *Cgroup) join(byWriting bool) (*Join, error) {
+// Join opens what a process needs to get into the cgroup in the way of e.
+func (c *Cgroup) Join(e Entry) (*Join, error) {
 	d := c.driver
 	j := &Join{}
 	for tree := range d.trees {
@@ -207,23 +209,22 @@ func (c *Cgroup) join(byWriting bool) (*Join, error) {
 		if !slices.Contains(c.trees, tree) {
 			home = c.outer
 		}
-		intoDir := d.trees[tree].v2 && !byWriting
-		name, flags := home.file("cgroup.procs"), unix.O_WRONLY
-		switch {
-		case intoDir:
+		name, flags := home.file("tasks"), unix.O_WRONLY
+		switch v2 := d.trees[tree].v2; {
+		case v2 && e == ByWriting:
+			name = home.file("cgroup.procs")
+		case v2:
 			name, flags = home.path, unix.O_PATH|unix.O_DIRECTORY
-		case !byWriting:
-			name = home.file("tasks")
 		}
 		f, err := d.kernel.open(tree, name, flags)
 		if err != nil {
 			return nil, errors.Join(c.errorf("join", "", err), j.Close())
 		}
-		switch {
-		case intoDir:
+		switch v2 := d.trees[tree].v2; {
+		case v2 && e == ByWriting:
+			j.Procs = f
+		case v2:
 			j.DirFD = f
-		case byWriting:
-			j.Procs = append(j.Procs, f)
 		default:
 			j.Tasks = append(j.Tasks, f)
 		}
@@ -232,11 +233,11 @@ func (c *Cgroup) join(byWriting bool) (*Join, error) {
 }
 
 // Exec makes a child cgroup for one exec'd process and its descendants, and opens what
-// the process needs to be born in it. It exists in the tracking hierarchy alone, without controllers,
+// the process needs to get into it in the way of how. It exists in the tracking hierarchy alone, without controllers,
 // so that it can be killed as one while the container's limits hold.
 //
 // Undo: Kill and Remove of the handle; Remove of the container's does it too.
-func (c *Cgroup) Exec(name string) (*Cgroup, *Join, error) {
+func (c *Cgroup) Exec(name string, how Entry) (*Cgroup, *Join, error) {
 	if name == "" || name == "." || name == ".." || len(name) > unix.NAME_MAX || strings.ContainsAny(name, "/\n\x00") {
 		return nil, nil, &Error{Op: "create exec", Path: c.path, Kind: ErrInvalid, Step: fmt.Sprintf("name %q", name)}
 	}
@@ -246,7 +247,7 @@ func (c *Cgroup) Exec(name string) (*Cgroup, *Join, error) {
 	if err := d.kernel.mkdir(tree, e.path); err != nil {
 		return nil, nil, e.errorf("create exec", "", err)
 	}
-	j, err := e.Join()
+	j, err := e.Join(how)
 	if err != nil {
 		return nil, nil, errors.Join(err, d.kernel.rmdir(tree, e.path))
 	}

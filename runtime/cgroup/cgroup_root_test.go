@@ -24,7 +24,7 @@ func TestLifecycle(t *testing.T) {
 			t.Errorf("second CreatePod: created %v, %v", created, err)
 		}
 		c := newContainer(t, d, pod, "c", nil)
-		p := start(t, join(t, c), "wait")
+		p := start(t, join(t, c, ByBirth), "wait")
 		if pids, err := c.Procs(); err != nil || !slices.Equal(pids, []int{p.Process.Pid}) {
 			t.Errorf("Procs: %v, %v, want %d", pids, err, p.Process.Pid)
 		}
@@ -59,7 +59,7 @@ func TestLifecycle(t *testing.T) {
 func TestKillForkingTree(t *testing.T) {
 	eachLayout(t, func(t *testing.T, d *Driver) {
 		c := newContainer(t, d, newPod(t, d), "c", nil)
-		p := start(t, join(t, c), "forker", "2", "say ready")
+		p := start(t, join(t, c, ByBirth), "forker", "2", "say ready")
 		if err := c.Kill(deadline(t, 20*time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -77,7 +77,7 @@ func TestKillForkingTree(t *testing.T) {
 func TestKillFrozen(t *testing.T) {
 	eachLayout(t, func(t *testing.T, d *Driver) {
 		c := newContainer(t, d, newPod(t, d), "c", nil)
-		p := start(t, join(t, c), "wait")
+		p := start(t, join(t, c, ByBirth), "wait")
 		if f := d.home("freezer"); f != absent {
 			if err := d.kernel.write(f, c.file("freezer.state"), "FROZEN"); err != nil {
 				t.Fatal(err)
@@ -104,9 +104,9 @@ func TestKillSparesAVisitor(t *testing.T) {
 	d := testDriverOf(t, l)
 	pod := newPod(t, d)
 	home, c := newContainer(t, d, pod, "init", nil), newContainer(t, d, pod, "c", nil)
-	p := start(t, join(t, c), "wait")
+	p := start(t, join(t, c, ByBirth), "wait")
 	dir := l.trees[l.tracker()].dir
-	visitor := start(t, join(t, home), "visit", filepath.Join(dir, c.path, "tasks"), filepath.Join(dir, home.path, "tasks"))
+	visitor := start(t, join(t, home, ByBirth), "visit", filepath.Join(dir, c.path, "tasks"), filepath.Join(dir, home.path, "tasks"))
 	if pids, err := c.Procs(); err != nil || !slices.Contains(pids, visitor.Process.Pid) {
 		t.Fatalf("in the cgroup: %v, %v; the visitor is not there, the test proves nothing", pids, err)
 	}
@@ -130,7 +130,7 @@ func TestKillDeadlineNamesProcesses(t *testing.T) {
 	}
 	pod := newPod(t, d)
 	c := newContainer(t, d, pod, "c", nil)
-	p := start(t, join(t, c), "wait")
+	p := start(t, join(t, c, ByBirth), "wait")
 	// Freezing the pod's keeps the container's processes alive, and is not the container's to thaw.
 	if err := d.kernel.write(f, pod+"/freezer.state", "FROZEN"); err != nil {
 		t.Fatal(err)
@@ -149,8 +149,8 @@ func TestKillDeadlineNamesProcesses(t *testing.T) {
 func TestExecSubCgroup(t *testing.T) {
 	eachLayout(t, func(t *testing.T, d *Driver) {
 		c := newContainer(t, d, newPod(t, d), "c", nil)
-		p := start(t, join(t, c), "wait")
-		e, j, err := c.Exec("exec-1")
+		p := start(t, join(t, c, ByBirth), "wait")
+		e, j, err := c.Exec("exec-1", ByBirth)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,7 +175,7 @@ func TestExecSubCgroup(t *testing.T) {
 		if err := e.Remove(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if _, j2, err := c.Exec("exec-1"); err != nil {
+		if _, j2, err := c.Exec("exec-1", ByBirth); err != nil {
 			t.Errorf("same name again: %v", err)
 		} else if err := j2.Close(); err != nil {
 			t.Error(err)
@@ -191,31 +191,53 @@ func TestExecSubCgroup(t *testing.T) {
 	})
 }
 
-// A pod init in a user namespace may not clone into the cgroup, but its child can enter by files root opened.
+// A pod init in a user namespace may not clone into the cgroup, but with files that root opened its child gets there.
 func TestJoinByWritingFromUserNamespace(t *testing.T) {
-	d := newTestDriver(t)
-	c := newContainer(t, d, newPod(t, d), "c", nil)
-	j, err := c.JoinByWriting()
-	if err != nil {
-		t.Fatal(err)
+	eachLayout(t, func(t *testing.T, d *Driver) {
+		c := newContainer(t, d, newPod(t, d), "c", nil)
+		e, j, err := c.Exec("exec-1", ByWriting)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			name string
+			in   *Cgroup
+			join *Join
+		}{
+			{"container", c, join(t, c, ByWriting)},
+			{"exec", e, j},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				enterFromUserns(t, d, tt.in, tt.join)
+			})
+		}
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func enterFromUserns(t *testing.T, d *Driver, c *Cgroup, j *Join) {
+	if v2 := d.unified() != absent; j.DirFD != nil || (j.Procs != nil) != v2 {
+		t.Fatalf("got DirFD %v and Procs %v, want none, and one where there is a cgroup2 hierarchy (%v)", j.DirFD, j.Procs, v2)
 	}
-	defer j.Close()
-	if j.DirFD != nil || len(j.Procs) != len(d.trees) {
-		t.Fatalf("got DirFD %v and %d files, want none and %d", j.DirFD, len(j.Procs), len(d.trees))
-	}
-	cmd := exec.Command("/proc/self/exe", fmt.Sprint(len(j.Procs)))
-	cmd.Env = append(os.Environ(), roleVariable+"=enter")
-	cmd.ExtraFiles = j.Procs
-	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100_000, Size: 1000}}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, Credential: &syscall.Credential{}, Pdeathsig: syscall.SIGKILL}
+	args := []string{fmt.Sprint(len(j.Tasks)), "none"}
 	// It cannot read the test binary's directory as uid 100000: hand it the file itself.
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer self.Close()
-	cmd.ExtraFiles = append(slices.Clone(j.Procs), self)
-	cmd.Path = fmt.Sprintf("/proc/self/fd/%d", 3+len(j.Procs))
+	files := append([]*os.File{self}, j.Tasks...)
+	if j.Procs != nil {
+		args[1] = "procs"
+		files = append(files, j.Procs)
+	}
+	cmd := exec.Command("/proc/self/fd/3", args...)
+	cmd.Env = append(os.Environ(), roleVariable+"=enter")
+	cmd.ExtraFiles = files
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100_000, Size: 1000}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, Credential: &syscall.Credential{}, Pdeathsig: syscall.SIGKILL}
 	p := &process{Cmd: cmd}
 	if p.in, err = cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
@@ -228,14 +250,35 @@ func TestJoinByWritingFromUserNamespace(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p.expect(t, "ready")
-	if pids, err := c.Procs(); err != nil || !slices.Equal(pids, []int{cmd.Process.Pid}) {
-		t.Errorf("Procs: %v, %v, want %d", pids, err, cmd.Process.Pid)
+	t.Cleanup(func() { _ = cmd.Wait() }) // it ends with its child
+	line, err := p.out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := strings.TrimSpace(line)
+	if pids, err := c.Procs(); err != nil || !strings.Contains(fmt.Sprint(pids), pid) {
+		t.Errorf("Procs: %v, %v, want %q", pids, err, pid)
+	}
+	own, err := os.ReadFile("/proc/" + pid + "/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, h := range d.trees {
+		want := c.Path()
+		if !slices.Contains(c.trees, i) {
+			want = c.outer.Path()
+		}
+		line := ":" + strings.Join(h.controllers, ",") + ":" + want + "\n"
+		if h.v2 {
+			line = "0::" + want + "\n"
+		}
+		if !strings.Contains(string(own), line) {
+			t.Errorf("%s: want %q in\n%s", h.dir, line, own)
+		}
 	}
 	if err := c.Kill(deadline(t, 10*time.Second)); err != nil {
 		t.Error(err)
 	}
-	p.killed(t)
 }
 
 func TestOOMKill(t *testing.T) {
@@ -244,7 +287,7 @@ func TestOOMKill(t *testing.T) {
 	if n, err := c.OOMKills(); err != nil || n != 0 {
 		t.Fatalf("OOMKills of a new cgroup: %d, %v", n, err)
 	}
-	p := start(t, join(t, c), "hog")
+	p := start(t, join(t, c, ByBirth), "hog")
 	p.killed(t)
 	if n, err := c.OOMKills(); err != nil || n != 1 {
 		t.Errorf("OOMKills: %d, %v, want 1", n, err)
@@ -301,7 +344,7 @@ func TestDevicesAreDenied(t *testing.T) {
 			{Allow: true, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(3)), Access: "rwm"}, // null
 			{Allow: true, Type: "c", Access: "m"}}
 		c := newContainer(t, d, newPod(t, d), "c", &specs.LinuxResources{Devices: rules})
-		p := start(t, join(t, c), "device", "/dev/null", "/dev/zero", "/dev/kmsg")
+		p := start(t, join(t, c, ByBirth), "device", "/dev/null", "/dev/zero", "/dev/kmsg")
 		check := func() {
 			if _, err := p.in.Write([]byte("\n")); err != nil {
 				t.Fatal(err)
@@ -366,7 +409,7 @@ func TestUpdateReadBack(t *testing.T) {
 func TestMemoryLimitBelowUsage(t *testing.T) {
 	d := newTestDriver(t)
 	c := newContainer(t, d, newPod(t, d), "c", mem(specs.LinuxMemory{Limit: ptr(int64(256 << 20)), Swap: ptr(int64(256 << 20))}))
-	p := start(t, join(t, c), "wait")
+	p := start(t, join(t, c, ByBirth), "wait")
 	err := c.Update(t.Context(), mem(specs.LinuxMemory{Limit: ptr(int64(4096)), Swap: ptr(int64(4096))}))
 	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "memory limit 4096 bytes") {
 		t.Errorf("limit below usage: %v, want ErrBusy naming it", err)
@@ -383,7 +426,7 @@ func TestMemoryLimitBelowUsage(t *testing.T) {
 func TestStatsOfARunningProcess(t *testing.T) {
 	d := newTestDriver(t)
 	c := newContainer(t, d, newPod(t, d), "c", kubelet())
-	p := start(t, join(t, c), "forker", "1", "say ready")
+	p := start(t, join(t, c, ByBirth), "forker", "1", "say ready")
 	s, err := c.Stats()
 	if err != nil {
 		t.Fatal(err)
@@ -408,7 +451,7 @@ func TestStatsOfARunningProcess(t *testing.T) {
 		"Applied":  second(c.Applied()),
 		"OOMKills": second(c.OOMKills()),
 		"Procs":    second(c.Procs()),
-		"Join":     second(c.Join()),
+		"Join":     second(c.Join(ByBirth)),
 		"Update":   c.Update(t.Context(), kubelet()),
 	} {
 		if !errors.Is(err, ErrNotFound) {
@@ -437,7 +480,7 @@ func TestParallelCreate(t *testing.T) {
 			if _, err := c.Stats(); err != nil {
 				t.Error(err)
 			}
-			e, j, err := c.Exec("exec-1")
+			e, j, err := c.Exec("exec-1", ByBirth)
 			if err != nil {
 				t.Error(err)
 				return
@@ -533,7 +576,7 @@ func TestKillWhileAnotherRemoves(t *testing.T) {
 	pod := newPod(t, d)
 	for n := range 20 {
 		c := newContainer(t, d, pod, fmt.Sprint("c", n), nil)
-		p := start(t, join(t, c), "wait")
+		p := start(t, join(t, c, ByBirth), "wait")
 		waited, waiting := make(chan error, 1), make(chan struct{})
 		go func() { // what Kill does when its victim takes a while
 			release, err := d.claims.kill(t.Context(), c.path)

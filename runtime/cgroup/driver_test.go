@@ -118,7 +118,7 @@ func TestPodLife(t *testing.T) {
 				t.Fatal(err)
 			}
 			state("init and container")
-			e, j, err := c.Exec("exec-1")
+			e, j, err := c.Exec("exec-1", ByBirth)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -354,11 +354,11 @@ func TestMissingIsTolerated(t *testing.T) {
 func TestExecName(t *testing.T) {
 	d := newFake(unifiedLayout).driver(t)
 	for _, name := range []string{"", ".", "..", "a/b", "/a", "a\x00", "a\nb", strings.Repeat("a", 256)} {
-		if _, _, err := d.Open("/c").Exec(name); !errors.Is(err, ErrInvalid) {
+		if _, _, err := d.Open("/c").Exec(name, ByBirth); !errors.Is(err, ErrInvalid) {
 			t.Errorf("Exec(%q): %v, want ErrInvalid", name, err)
 		}
 	}
-	if _, _, err := d.Open("/c").Exec("exec-1"); !errors.Is(err, ErrNotFound) {
+	if _, _, err := d.Open("/c").Exec("exec-1", ByBirth); !errors.Is(err, ErrNotFound) {
 		t.Errorf("Exec in a cgroup that is not there: %v, want ErrNotFound", err)
 	}
 }

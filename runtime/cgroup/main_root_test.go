@@ -31,6 +31,7 @@ var roles = map[string]func(args []string){
 	"hog":    hog,
 	"forker": forker,
 	"enter":  enter,
+	"inside": inside,
 	"device": device,
 	"visit":  visit,
 }
@@ -93,16 +94,40 @@ func forker(args []string) {
 	}
 }
 
-// enter writes "0" to the files it was born with, as a container's init does on v1, and waits.
+// enter is a pod init in a user namespace: it starts inside, in the cgroup of a Join ByWriting. Its descriptors from 3 on are this
+// binary, args[1] tasks files, and, with args[2] "procs", the cgroup.procs.
 func enter(args []string) {
-	n, _ := strconv.Atoi(args[0])
-	for i := range n {
-		if _, err := os.NewFile(uintptr(3+i), "cgroup.procs").WriteString("0"); err != nil {
+	runtime.LockOSThread() // of which the child is born
+	tasks, _ := strconv.Atoi(args[0])
+	for i := range tasks {
+		if _, err := os.NewFile(uintptr(4+i), "tasks").WriteString("0"); err != nil {
 			fmt.Println("enter:", err)
 			os.Exit(1)
 		}
 	}
-	ready()
+	child := exec.Command("/proc/self/fd/3", args[1])
+	child.Env = append(os.Environ(), roleVariable+"=inside")
+	child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
+	child.ExtraFiles = []*os.File{os.NewFile(3, "self")}
+	if args[1] == "procs" {
+		child.ExtraFiles = append(child.ExtraFiles, os.NewFile(uintptr(4+tasks), "cgroup.procs"))
+	}
+	if err := child.Start(); err != nil {
+		fmt.Println("start:", err)
+		os.Exit(1)
+	}
+	_ = child.Wait() // it is killed
+}
+
+// inside enters the cgroup2 hierarchy's part, if there is one, and waits.
+func inside(args []string) {
+	if args[0] == "procs" {
+		if _, err := os.NewFile(4, "cgroup.procs").WriteString("0"); err != nil {
+			fmt.Println("inside:", err)
+			os.Exit(1)
+		}
+	}
+	fmt.Println(os.Getpid())
 	forever()
 }
 
@@ -264,7 +289,7 @@ func start(t testing.TB, j *Join, role string, args ...string) *process {
 	p.out = bufio.NewReader(out)
 	// The move: into v1 before anything else runs, by a shell that then becomes the role.
 	script := ""
-	for i, f := range append(slices.Clone(j.Tasks), j.Procs...) {
+	for i, f := range j.Tasks {
 		p.ExtraFiles = append(p.ExtraFiles, f)
 		script += fmt.Sprintf("echo 0 >&%d && exec %d>&- && ", i+3, i+3)
 	}
@@ -300,9 +325,9 @@ func (p *process) expect(t testing.TB, want string) {
 	}
 }
 
-func join(t testing.TB, c *Cgroup) *Join {
+func join(t testing.TB, c *Cgroup, e Entry) *Join {
 	t.Helper()
-	j, err := c.Join()
+	j, err := c.Join(e)
 	if err != nil {
 		t.Fatal(err)
 	}

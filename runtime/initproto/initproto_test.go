@@ -145,7 +145,7 @@ func exampleContainer() *Container {
 		},
 		Devices: []Device{{Path: "/dev/null", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 3, UID: 5, GID: 6}},
 		Links:   [][2]string{{"/proc/self/fd", "/dev/fd"}}, NullFD: 0, Masked: []string{"/proc/kcore"}, Readonly: []string{"/proc/sys"},
-		CgroupFD: 2, TasksFD: 3, Tasks: 2, LogFD: 5, Stdin: true, StdinOnce: true,
+		CgroupFD: 2, TasksFD: 3, Tasks: 2, ProcsFD: 6, LogFD: 5, Stdin: true, StdinOnce: true,
 	}
 }
 
@@ -155,11 +155,11 @@ func TestMessagesSurviveTheWire(t *testing.T) {
 		t.Errorf("Setup: %v\n%s", err, cmp.Diff(setup, got))
 	}
 	c := exampleContainer()
-	if got, err := DecodeContainer(c.Encode(), 6); err != nil || !cmp.Equal(got, c) {
+	if got, err := DecodeContainer(c.Encode(), 7); err != nil || !cmp.Equal(got, c) {
 		t.Errorf("Container: %v\n%s", err, cmp.Diff(c, got))
 	}
-	x := &Exec{ContainerID: "c", ExecID: "e", Process: c.Process, CgroupFD: 3, TasksFD: -1}
-	if got, err := DecodeExec(x.Encode(), 4); err != nil || !cmp.Equal(got, x) {
+	x := &Exec{ContainerID: "c", ExecID: "e", Process: c.Process, CgroupFD: 3, TasksFD: -1, ProcsFD: 4}
+	if got, err := DecodeExec(x.Encode(), 5); err != nil || !cmp.Equal(got, x) {
 		t.Errorf("Exec: %v\n%s", err, cmp.Diff(x, got))
 	}
 	f := &Failure{Kind: FailStart, Step: "mount /proc", Errno: 1, Text: "t"}
@@ -189,20 +189,21 @@ func TestDecodeContainerRefusesIndicesWithoutDescriptor(t *testing.T) {
 		name   string
 		change func(*Container)
 	}{
-		{"root", func(c *Container) { c.RootFD = 6 }},
+		{"root", func(c *Container) { c.RootFD = 7 }},
 		{"no root", func(c *Container) { c.RootFD = -1 }},
-		{"mount", func(c *Container) { c.Mounts[1].FD = 6 }},
+		{"mount", func(c *Container) { c.Mounts[1].FD = 7 }},
 		{"negative mount", func(c *Container) { c.Mounts[1].FD = -1 }},
 		{"null", func(c *Container) { c.NullFD = 9 }},
 		{"masks without a null device", func(c *Container) { c.NullFD, c.Masked = -1, []string{"/proc/kcore"} }},
-		{"last of the cgroup files", func(c *Container) { c.Tasks = 4 }},
+		{"last of the cgroup files", func(c *Container) { c.Tasks = 5 }},
+		{"cgroup.procs", func(c *Container) { c.ProcsFD = 7 }},
 		{"huge count", func(c *Container) { c.Tasks = 1 << 62 }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := exampleContainer()
 			tt.change(c)
-			if _, err := DecodeContainer(c.Encode(), 6); err != ErrMalformed {
+			if _, err := DecodeContainer(c.Encode(), 7); err != ErrMalformed {
 				t.Errorf("got %v, want ErrMalformed", err)
 			}
 		})
@@ -251,7 +252,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// Whatever decodes encodes to something that decodes to the same.
 		if c, err := DecodeContainer(b, 6); err == nil {
-			again, err := DecodeContainer(c.Encode(), 6)
+			again, err := DecodeContainer(c.Encode(), 7)
 			if err != nil || !cmp.Equal(c, again) {
 				t.Errorf("Container: %v\n%s", err, cmp.Diff(c, again))
 			}

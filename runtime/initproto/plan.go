@@ -108,6 +108,7 @@ type Container struct {
 	CgroupFD int // directory to be born in; -1: none
 	TasksFD  int // first of Tasks consecutive v1 tasks files, which the cloning thread enters; -1: none
 	Tasks    int
+	ProcsFD  int // cgroup.procs of the cgroup2 hierarchy, which the process enters by itself; -1: it was born there
 	LogFD    int // -1: output is dropped
 
 	Stdin     bool
@@ -123,6 +124,7 @@ type Exec struct {
 	CgroupFD    int
 	TasksFD     int
 	Tasks       int
+	ProcsFD     int
 }
 
 func (p *Process) encode(e *encoder) {
@@ -211,6 +213,7 @@ func (c *Container) Encode() []byte {
 	e.int(int64(c.CgroupFD))
 	e.int(int64(c.TasksFD))
 	e.uint(uint64(c.Tasks))
+	e.int(int64(c.ProcsFD))
 	e.int(int64(c.LogFD))
 	e.bool(c.Stdin)
 	e.bool(c.StdinOnce)
@@ -242,7 +245,7 @@ func DecodeContainer(b []byte, nfds int) (*Container, error) {
 	c.NullFD = int(d.int())
 	c.Masked = d.strings()
 	c.Readonly = d.strings()
-	c.CgroupFD, c.TasksFD, c.Tasks = int(d.int()), int(d.int()), int(d.uint())
+	c.CgroupFD, c.TasksFD, c.Tasks, c.ProcsFD = int(d.int()), int(d.int()), int(d.uint()), int(d.int())
 	c.LogFD = int(d.int())
 	c.Stdin = d.bool()
 	c.StdinOnce = d.bool()
@@ -258,7 +261,7 @@ func DecodeContainer(b []byte, nfds int) (*Container, error) {
 		return nil, ErrMalformed
 	}
 	if !within(c.RootFD, 1, nfds) || !optional(c.NullFD, nfds) || !optional(c.CgroupFD, nfds) ||
-		!optional(c.LogFD, nfds) || c.Tasks > 0 && !within(c.TasksFD, c.Tasks, nfds) {
+		!optional(c.LogFD, nfds) || !optional(c.ProcsFD, nfds) || c.Tasks > 0 && !within(c.TasksFD, c.Tasks, nfds) {
 		return nil, ErrMalformed
 	}
 	return c, nil
@@ -273,6 +276,7 @@ func (x *Exec) Encode() []byte {
 	e.int(int64(x.CgroupFD))
 	e.int(int64(x.TasksFD))
 	e.uint(uint64(x.Tasks))
+	e.int(int64(x.ProcsFD))
 	return e.b
 }
 
@@ -281,11 +285,11 @@ func DecodeExec(b []byte, nfds int) (*Exec, error) {
 	d := &decoder{b: b}
 	x := &Exec{ContainerID: d.string(), ExecID: d.string()}
 	x.Process.decode(d)
-	x.CgroupFD, x.TasksFD, x.Tasks = int(d.int()), int(d.int()), int(d.uint())
+	x.CgroupFD, x.TasksFD, x.Tasks, x.ProcsFD = int(d.int()), int(d.int()), int(d.uint()), int(d.int())
 	if err := d.end(); err != nil {
 		return nil, err
 	}
-	if nfds < 3 || !optional(x.CgroupFD, nfds) || x.Tasks > 0 && !within(x.TasksFD, x.Tasks, nfds) {
+	if nfds < 3 || !optional(x.CgroupFD, nfds) || !optional(x.ProcsFD, nfds) || x.Tasks > 0 && !within(x.TasksFD, x.Tasks, nfds) {
 		return nil, ErrMalformed
 	}
 	return x, nil

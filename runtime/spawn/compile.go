@@ -40,6 +40,9 @@ type source struct {
 	propagation    uint64 // MS_PRIVATE, MS_SLAVE, MS_SHARED
 	propagateBelow bool   // rprivate, rslave, rshared
 	idmap          bool   // to the pod's user namespace
+	// device is a node to be made; there is no path then. made is its detached mount.
+	device *initproto.Device
+	made   int
 }
 
 // flagAttr are mount options that mount_setattr(2) knows.
@@ -89,7 +92,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 	c.plan = initproto.Container{
 		ID: a.ID, TargetID: a.TargetID, Process: *p,
 		RootReadonly: s.Root.Readonly,
-		NullFD:       -1, CgroupFD: -1, TasksFD: -1, LogFD: -1,
+		NullFD:       -1, CgroupFD: -1, TasksFD: -1, ProcsFD: -1, LogFD: -1,
 		Masked: s.Linux.MaskedPaths, Readonly: s.Linux.ReadonlyPaths,
 		Stdin: a.Stdin, StdinOnce: a.StdinOnce,
 	}
@@ -141,7 +144,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 			return nil, err
 		}
 		if userns { // mknod(2) is the host's root's alone
-			c.bind(initproto.Mount{Target: node.Path}, source{path: node.Path, propagation: unix.MS_PRIVATE})
+			c.bind(initproto.Mount{Target: node.Path}, source{device: &node, idmap: true, propagation: unix.MS_PRIVATE})
 			continue
 		}
 		c.plan.Devices = append(c.plan.Devices, node)
@@ -168,6 +171,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 		}
 	}
 	c.plan.Tasks = len(a.CgroupTasks)
+	c.plan.ProcsFD = donate(a.CgroupProcs)
 	c.plan.LogFD = donate(a.Log)
 	return c, nil
 }
@@ -372,7 +376,7 @@ func compileExec(a *ExecArgs, shared *os.File) (x *initproto.Exec, fds []int, cl
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	x = &initproto.Exec{ContainerID: a.ContainerID, ExecID: a.ExecID, Process: *p, CgroupFD: -1, TasksFD: -1, Tasks: len(a.CgroupTasks)}
+	x = &initproto.Exec{ContainerID: a.ContainerID, ExecID: a.ExecID, Process: *p, CgroupFD: -1, TasksFD: -1, Tasks: len(a.CgroupTasks), ProcsFD: -1}
 	null, err := reopen(int(shared.Fd()))
 	if err != nil {
 		return nil, nil, nil, err
@@ -392,6 +396,10 @@ func compileExec(a *ExecArgs, shared *os.File) (x *initproto.Exec, fds []int, cl
 		for _, f := range a.CgroupTasks {
 			fds = append(fds, int(f.Fd()))
 		}
+	}
+	if a.CgroupProcs != nil {
+		x.ProcsFD = len(fds)
+		fds = append(fds, int(a.CgroupProcs.Fd()))
 	}
 	return x, fds, func() { null.Close() }, nil
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/crisp-cri/crisp/runtime/initproto"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files in testdata")
@@ -82,6 +84,7 @@ func TestPlans(t *testing.T) {
 			}
 			type src struct {
 				Path                         string
+				Device                       *initproto.Device `json:",omitempty"`
 				Mount                        int
 				Recursive                    bool
 				Attr, AttrBelow, Propagation uint64
@@ -89,7 +92,7 @@ func TestPlans(t *testing.T) {
 			}
 			var sources []src
 			for _, s := range c.sources {
-				sources = append(sources, src{s.path, s.mount, s.recursive, s.attr, s.attrBelow, s.propagation, s.propagateBelow, s.idmap})
+				sources = append(sources, src{s.path, s.device, s.mount, s.recursive, s.attr, s.attrBelow, s.propagation, s.propagateBelow, s.idmap})
 			}
 			got, err := json.MarshalIndent(map[string]any{"plan": c.plan, "sources": sources, "donated": len(c.donated)}, "", "  ")
 			if err != nil {

@@ -19,7 +19,8 @@ import (
 type Pod struct {
 	handle Handle
 	proc   *process
-	null   *os.File // the Spawner's
+	null   *os.File // this and the next: the Spawner's
+	thread *thread
 	onExit func(Exit)
 
 	owned   sync.WaitGroup // goroutines of ours: reader, deliverer
@@ -41,9 +42,9 @@ type Pod struct {
 	delivered *sync.Cond
 }
 
-func newPod(h Handle, proc *process, conn *initproto.Conn, null *os.File, onExit func(Exit)) *Pod {
+func (s *Spawner) newPod(h Handle, proc *process, conn *initproto.Conn, onExit func(Exit)) *Pod {
 	p := &Pod{
-		handle: h, proc: proc, null: null, onExit: onExit, conn: conn,
+		handle: h, proc: proc, null: s.null, thread: s.thread, onExit: onExit, conn: conn,
 		ready: make(chan struct{}), closing: make(chan struct{}),
 		waiting: map[uint32]chan initproto.Message{}, execs: map[string]chan initproto.Exited{},
 	}
@@ -397,7 +398,7 @@ func (p *Pod) Create(ctx context.Context, a ContainerArgs) error {
 	if err != nil {
 		return fmt.Errorf("open user namespace: %w", err)
 	}
-	body, fds, err := openSources(ctx, c, userns)
+	body, fds, err := p.openSources(ctx, c, userns)
 	if userns != nil {
 		userns.Close()
 	}

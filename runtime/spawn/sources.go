@@ -18,7 +18,7 @@ import (
 //
 // Needs: CAP_SYS_ADMIN. Undo: closing the descriptors. Trust: the paths come from the kubelet; what they lead to is
 // resolved once, here, and never again by name (CVE-2021-25741).
-func openSources(ctx context.Context, c *compiled, userns *os.File) (body []byte, fds []int, err error) {
+func (p *Pod) openSources(ctx context.Context, c *compiled, userns *os.File) (body []byte, fds []int, err error) {
 	type result struct {
 		fds []int
 		err error
@@ -31,7 +31,7 @@ func openSources(ctx context.Context, c *compiled, userns *os.File) (body []byte
 		}
 	}
 	go func() { // may hang on a dead network mount, in the kernel: then it is left alone
-		fds, err := c.open(ns)
+		fds, err := c.open(ns, p.thread)
 		if ns >= 0 {
 			unix.Close(ns)
 		}
@@ -63,14 +63,25 @@ func closeFDs(fds []int) {
 	}
 }
 
-func (c *compiled) open(userns int) (fds []int, err error) {
+func (c *compiled) open(userns int, base *thread) (fds []int, err error) {
+	devices, err := base.makeDevices(c.devices())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { closeFDs(devices) }() // those that were not taken
 	for i := range c.sources {
 		s := &c.sources[i]
+		if s.device != nil {
+			s.made, devices = devices[0], devices[1:]
+		}
 		fd, isFile, err := s.open(userns)
 		if err != nil {
 			closeFDs(fds)
 			if s.mount < 0 {
 				return nil, fmt.Errorf("open %s for masked paths: %w", s.path, err)
+			}
+			if s.device != nil {
+				return nil, fmt.Errorf("make device %s: %w", s.device.Path, err)
 			}
 			return nil, fmt.Errorf("mount %s: open source %s: %w", c.plan.Mounts[s.mount].Target, s.path, err)
 		}
@@ -84,9 +95,12 @@ func (c *compiled) open(userns int) (fds []int, err error) {
 
 // open makes a detached mount of the source, with its attributes and propagation.
 func (s *source) open(userns int) (fd int, isFile bool, err error) {
-	if s.file != nil {
+	switch {
+	case s.device != nil:
+		fd = s.made
+	case s.file != nil:
 		fd, err = unix.FcntlInt(s.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	} else {
+	default:
 		fd, err = sys.CloneMount(unix.AT_FDCWD, s.path, s.recursive)
 	}
 	if err != nil {
@@ -120,7 +134,7 @@ func (s *source) open(userns int) (fd int, isFile bool, err error) {
 		if userns < 0 {
 			return fd, false, fmt.Errorf("%w: an id-mapped mount needs a pod with a user namespace", ErrInvalid)
 		}
-		if err := idmapMount(fd, userns, s.recursive); err != nil {
+		if err := s.idmapTo(fd, userns); err != nil {
 			return fd, false, err
 		}
 	}
@@ -145,27 +159,15 @@ func (s *source) open(userns int) (fd int, isFile bool, err error) {
 	return fd, st.Mode&unix.S_IFMT != unix.S_IFDIR, nil
 }
 
-// idmapMount maps the owners of a detached mount to a user namespace, mount_setattr(2).
-func idmapMount(fd, userns int, recursive bool) error {
-	err := sys.SetMountAttr(fd, recursive, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns)})
-	if errors.Is(err, unix.EINVAL) {
-		var st unix.Statfs_t
-		if unix.Fstatfs(fd, &st) == nil {
-			return fmt.Errorf("%w: its file system (type %#x), or one mounted below it, cannot be id-mapped for the pod's user namespace", ErrUnsupported, st.Type)
-		}
-	}
-	return unwrapErrno(err)
-}
-
 // checkPropagation: mounts can travel only through a shared mount (HostToContainer: or one that is
 // itself a slave), mount_namespaces(7).
 func (s *source) checkPropagation() error {
-	var st unix.Statx_t // by the mount's id: the path may lead through links
-	if err := unix.Statx(unix.AT_FDCWD, s.path, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
-		return os.NewSyscallError("statx", err)
+	id, err := mountIDAt(s.path) // the path may lead through links
+	if err != nil {
+		return err
 	}
 	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
-		found := uint64(i.ID) == st.Mnt_id
+		found := uint64(i.ID) == id
 		return !found, found
 	})
 	if err != nil {
@@ -328,7 +330,7 @@ func openLayers(lower []string, userns *os.File) (*overlayOptions, error) {
 			return o, err
 		}
 		o.take("lowerdir+", fd)
-		if err := idmapMount(fd, int(userns.Fd()), false); err != nil {
+		if err := (&source{path: l}).idmapTo(fd, int(userns.Fd())); err != nil {
 			return o, fmt.Errorf("layer %s: %w", l, err)
 		}
 	}

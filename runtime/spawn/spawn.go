@@ -75,8 +75,9 @@ type PodArgs struct {
 
 // IDMap maps the ids 0 … Size−1 of a user namespace to UID … and GID … of the host, user_namespaces(7).
 type IDMap struct {
-	UID, GID uint32
-	Size     uint32
+	UID  uint32 `json:"uid"`
+	GID  uint32 `json:"gid"`
+	Size uint32 `json:"size"`
 }
 
 // Handle finds a pod init again. It is stored in the pod's record.
@@ -126,7 +127,7 @@ type ContainerArgs struct {
 	// noexec; for all below as well: rro, rnosuid, rnodev, rnoexec), proc, sysfs, tmpfs, devpts, mqueue, cgroup; the special source
 	// "crisp:shm" is the pod-wide /dev/shm. A bind mount with UIDMappings is id-mapped to
 	// the pod's user namespace (the mappings' values are not read: they are the pod's). In a pod with a user
-	// namespace devices are bound from the host's nodes instead of made.
+	// namespace devices are nodes that the daemon makes and binds.
 	Spec *specs.Spec
 	// Rootfs is the detached overlay mount from Spawner.MountRootfs. Create hands
 	// it (a duplicate) to the pod init; the caller closes its own.
@@ -134,9 +135,12 @@ type ContainerArgs struct {
 	// Images are the mounts from Spawner.MountImage, by the source (ImageSource and more) of the
 	// bind mount that places each. As with Rootfs, the caller closes its own. One cannot be placed twice.
 	Images map[string]*os.File
-	// CgroupDir, CgroupTasks: as in PodArgs, of the container's cgroup.
+	// CgroupDir, CgroupTasks: as in PodArgs, of the container's cgroup. The init of a pod with a user namespace may not
+	// clone into it: CgroupProcs is cgroup.procs of the cgroup2 hierarchy then, to which the container's init writes itself, and
+	// CgroupDir is nil.
 	CgroupDir   *os.File
 	CgroupTasks []*os.File
+	CgroupProcs *os.File
 	// CgroupMounts: what appears under /sys/fs/cgroup on v1 and hybrid hosts: name → host path of the container's cgroup. Empty on v2.
 	CgroupMounts map[string]string
 
@@ -157,8 +161,9 @@ type ExecArgs struct {
 	Process      *specs.Process
 	Seccomp      []byte
 	SeccompFlags uint32
-	CgroupDir    *os.File
+	CgroupDir    *os.File // this and the next two: as in ContainerArgs
 	CgroupTasks  []*os.File
+	CgroupProcs  *os.File
 	// Stdin, Stdout, Stderr become fd 0, 1, 2; nil is /dev/null. Owned by the caller.
 	Stdin, Stdout, Stderr *os.File
 }

@@ -160,7 +160,7 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 		return nil, fmt.Errorf("set up pod init: %w", err)
 	}
 	h := Handle{PID: proc.pid, StartTime: start, BootID: boot, RunDir: a.RunDir, Userns: a.Userns != nil}
-	return newPod(h, proc, conn, s.null, onExit), nil
+	return s.newPod(h, proc, conn, onExit), nil
 }
 
 func compareStrings(a, b string) int {
@@ -259,7 +259,7 @@ func (s *Spawner) Attach(ctx context.Context, h Handle, onExit func(Exit)) (*Pod
 		}
 		return nil, fmt.Errorf("attach to pod init %d: %w", h.PID, err)
 	}
-	p := newPod(h, proc, conn, s.null, onExit)
+	p := s.newPod(h, proc, conn, onExit)
 	p.settle(nil) // greet has heard it
 	if err := p.replay(); err != nil {
 		p.Close()
