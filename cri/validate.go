@@ -902,6 +902,7 @@ func (c *checker) sameUserns(config *runtimeapi.ContainerConfig, ids *spawn.IDMa
 	}
 	for i, m := range config.GetMounts() {
 		switch {
+		case m.GetImage() != nil: // its layers are mapped, and the kubelet copies the pod's mappings to all mounts alike
 		case len(m.GetUidMappings()) == 0 || same(m.GetUidMappings(), m.GetGidMappings()):
 		case ids == nil:
 			c.bad(fmt.Sprintf("config.mounts[%d].uidMappings", i), "the pod has no user namespace to map to")
