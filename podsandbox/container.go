@@ -815,9 +815,7 @@ func (m *Manager) afterExit(ctx context.Context, c *container) {
 	if err := m.removeCgroup(limited, c); err != nil {
 		log.Error(err, "Could not remove the cgroup of an exited container, trying again when its pod stops", "containerID", c.id)
 	}
-	if err := syncFile(filepath.Join(m.store.containerDir(c.pod.id, c.id), stateFile)); err != nil {
-		log.Error(err, "Could not make the exit of a container durable; a power cut now may lose it", "containerID", c.id)
-	}
+	m.store.flush.now(filepath.Join(m.store.containerDir(c.pod.id, c.id), stateFile))
 	m.usage.wanted(c.id, filepath.Join(m.store.containerDir(c.pod.id, c.id), upperDir))
 }
 

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -282,18 +283,60 @@ func TestMeasureTree(t *testing.T) {
 	}
 }
 
-// The flusher syncs what it was asked for before it ends, and does not mind what is gone.
+// The flusher syncs what it was asked for when its time has come, somebody is in a hurry, or it ends; each path once, in order; and does
+// not mind what is gone.
 func TestFlusher(t *testing.T) {
-	f := newFlusher()
+	const never = 1000 * time.Hour
+	for _, c := range []struct {
+		name  string
+		delay time.Duration
+		do    func(f *flusher)
+		want  string
+	}{
+		{"at the end", never, func(f *flusher) { f.later("a", "b"); f.later("b", "gone", "c"); f.close() }, "a b gone c"},
+		{"when it is time", 0, func(f *flusher) { f.later("a", "b") }, "a b"},
+		{"at once, after what waits", never, func(f *flusher) { f.later("a"); f.now("b") }, "a b"},
+		{"at once, what waits already", never, func(f *flusher) { f.later("a", "b"); f.now("a") }, "a b"},
+		{"at once, nothing else", never, func(f *flusher) { f.now("a") }, "a"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synced := make(chan string, 10)
+			f := newFlusher(c.delay, func(path string) error {
+				synced <- path
+				if path == "gone" {
+					return os.ErrNotExist
+				}
+				return nil
+			})
+			c.do(f)
+			var got []string
+			for range strings.Fields(c.want) {
+				got = append(got, <-synced)
+			}
+			if strings.Join(got, " ") != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+			f.close()
+			if len(synced) != 0 || len(f.order) != 0 || len(f.pending) != 0 {
+				t.Errorf("synced %d more, left %v", len(synced), f.order)
+			}
+		})
+	}
+}
+
+// It makes real files durable.
+func TestSyncFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f.later(path, filepath.Dir(path), filepath.Join(filepath.Dir(path), "gone"))
-	f.later(path)
-	f.close()
-	if len(f.order) != 0 || len(f.pending) != 0 {
-		t.Errorf("left: %v", f.order)
+	for _, p := range []string{path, filepath.Dir(path)} {
+		if err := syncFile(p); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := syncFile(path + "x"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
 	}
 }
 

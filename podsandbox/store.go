@@ -31,10 +31,10 @@ const recordVersion = 1
 //
 //   - The intent needs none. What it announces does not survive either, but for a directory without
 //     a readable record, which recovery collects.
-//   - The commit of a pod or container, and the start, are synced in the background right after the reply. What a power cut
-//     may take is the last moments, of which nobody can say whether they came before it; what must not
-//     happen later is that a container that ran is forgotten, since a restart policy of Never depends on it.
-//   - The exit code is synced at once, off the path of those who wait for the exit.
+//   - The commit of a pod or container, and the start, are synced in the background within a second (flushDelay). What a power cut
+//     may take is the last moments; what must not happen later is that a container that ran is forgotten, since a
+//     restart policy of Never depends on it.
+//   - The exit code, and what was still to be synced, is synced at once, off the path of those who wait for the exit.
 //   - Stopping and removing need none: after a power cut every pod is stopped, and removing is repeated.
 //
 // Nothing that may be durable is replaced by something that is not: files are created once, or only grow,
@@ -224,7 +224,7 @@ func openStore(state, run string) (*store, error) {
 			return nil, err
 		}
 	}
-	return &store{state: state, run: run, flush: newFlusher()}, nil
+	return &store{state: state, run: run, flush: newFlusher(flushDelay, syncFile)}, nil
 }
 
 func (s *store) podDir(id string) string { return filepath.Join(s.state, podsDir, id) }

@@ -28,11 +28,15 @@ var operations = []string{"run", "create", "start", "exec", "stop", "remove"}
 // target makes one pod after another.
 type target interface {
 	name() string
-	// cycle takes one pod from nothing to nothing and calls lap after each operation.
+	// cycle takes one pod from nothing to nothing and calls lap after each operation; with "" after
+	// what is not to be measured.
 	cycle(ctx context.Context, i int, lap func(operation string)) error
 	// hold makes pods that stay and returns the memory of everything but the
 	// workload per pod, in bytes (PSS), 0 if it cannot tell.
 	hold(ctx context.Context, pods int) (perPod int64, err error)
+	// cpu is what the target has used of the processors so far, with all that it has started and that has ended; 0 if it
+	// cannot tell.
+	cpu() (time.Duration, error)
 	close() error
 }
 
@@ -76,7 +80,8 @@ func (p *peerList) Set(text string) error {
 type measured struct {
 	name   string
 	laps   map[string][]time.Duration
-	memory int64 // bytes per pod, 0: unknown
+	cpu    time.Duration // of all rounds
+	memory int64         // bytes per pod, 0: unknown
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -101,7 +106,7 @@ func run(ctx context.Context, o options) (err error) {
 				now := time.Now()
 				took := now.Sub(last)
 				last = now
-				if round == 0 {
+				if round == 0 || op == "" {
 					return
 				}
 				results[i].laps[op] = append(results[i].laps[op], took)
@@ -109,10 +114,20 @@ func run(ctx context.Context, o options) (err error) {
 					up += took
 				}
 			}
+			before, err := t.cpu()
+			if err != nil {
+				return err
+			}
+			last = time.Now()
 			if err := t.cycle(ctx, round, lap); err != nil {
 				return fmt.Errorf("%s, pod %d: %w", t.name(), round, err)
 			}
+			after, err := t.cpu()
+			if err != nil {
+				return err
+			}
 			if round > 0 {
+				results[i].cpu += after - before
 				results[i].laps["up"] = append(results[i].laps["up"], up)
 			}
 		}
@@ -123,12 +138,17 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	print(results, o)
+	for _, t := range targets {
+		if r, ok := t.(*runtimeTarget); ok && r.steps != nil {
+			r.steps.print()
+		}
+	}
 	return nil
 }
 
 // print writes a table in Markdown.
 func print(results []measured, o options) {
-	fmt.Printf("%d pods each, one at a time, interleaved; milliseconds p50 / p95; (× floor's p50)\n\n", o.n)
+	fmt.Printf("%d pods each, one at a time, interleaved; milliseconds p10 / p50 / p95; (p10 and p50 × floor's)\n\n", o.n)
 	fmt.Print("| |")
 	for _, r := range results {
 		fmt.Printf(" %s |", r.name)
@@ -140,17 +160,29 @@ func print(results []measured, o options) {
 			label = "**up** (run + create + start)"
 		}
 		fmt.Printf("| %s |", label)
-		base := percentile(results[0].laps[op], 50)
+		floor := results[0].laps[op]
 		for i, r := range results {
-			p50, p95 := percentile(r.laps[op], 50), percentile(r.laps[op], 95)
-			cell := fmt.Sprintf("%.2f / %.2f", ms(p50), ms(p95))
-			if i > 0 && base > 0 {
-				cell += fmt.Sprintf(" (%.1f ×)", float64(p50)/float64(base))
+			p10, p50, p95 := percentile(r.laps[op], 10), percentile(r.laps[op], 50), percentile(r.laps[op], 95)
+			cell := fmt.Sprintf("%.2f / %.2f / %.2f", ms(p10), ms(p50), ms(p95))
+			if i > 0 && len(floor) > 0 {
+				cell += fmt.Sprintf(" (%.1f, %.1f ×)", float64(p10)/float64(percentile(floor, 10)), float64(p50)/float64(percentile(floor, 50)))
 			}
 			fmt.Printf(" %s |", cell)
 		}
 		fmt.Println()
 	}
+	fmt.Print("| processor time per pod, up to its removal |")
+	for i, r := range results {
+		cell := " –"
+		if r.cpu > 0 {
+			cell = fmt.Sprintf(" %.2f", ms(r.cpu)/float64(o.n))
+			if i > 0 {
+				cell += fmt.Sprintf(" (%.1f ×)", float64(r.cpu)/float64(results[0].cpu))
+			}
+		}
+		fmt.Print(cell + " |")
+	}
+	fmt.Println()
 	fmt.Printf("| memory per pod at %d pods, KiB of PSS |", o.pods)
 	for _, r := range results {
 		if r.memory == 0 {

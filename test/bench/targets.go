@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -54,7 +56,7 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 		if err := n.Start(ctx); err != nil {
 			return nil, closeAll, err
 		}
-		targets = append(targets, &runtimeTarget{title: "crispd", cri: n.CRI, image: ref, logs: n.LogDir, pid: n.PID, helper: "crisp-bench/held", parent: n.Cgroups})
+		targets = append(targets, &runtimeTarget{title: "crispd", steps: newSteps(), cri: n.CRI, image: ref, logs: n.LogDir, pid: n.PID, helper: "crisp-bench/held", parent: n.Cgroups})
 	}
 	for _, p := range o.peers {
 		conn, err := grpc.NewClient(p[1], grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -87,6 +89,7 @@ type runtimeTarget struct {
 	pid                        int    // of the daemon, 0: not counted
 	helper                     string // in the command lines of what runs beside each pod's workload
 	held                       []string
+	steps                      *steps // where crispd spends its time; nil: it is not asked
 }
 
 func (r *runtimeTarget) name() string { return r.title }
@@ -96,9 +99,16 @@ func (r *runtimeTarget) sandbox(name string) *runtimeapi.PodSandboxConfig {
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "crisp-bench", Uid: name},
 		Hostname:     "bench",
 		LogDirectory: filepath.Join(r.logs, r.title+"-"+name),
-		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: r.parent + "/" + name},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			CgroupParent:    r.parent + "/" + name,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
+		},
 	}
 }
+
+// namespaces are what the kubelet asks for by default, and what the floor has: each container a PID namespace of its own. (CRI's own
+// default, POD, is one for the whole pod.)
+var namespaces = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 
 // up runs a pod of one container.
 func (r *runtimeTarget) up(ctx context.Context, name string, lap func(string)) (pod, container string, err error) {
@@ -115,8 +125,11 @@ func (r *runtimeTarget) up(ctx context.Context, name string, lap func(string)) (
 			Image:    &runtimeapi.ImageSpec{Image: r.image},
 			LogPath:  "c.log",
 			Linux: &runtimeapi.LinuxContainerConfig{
-				Resources:       &runtimeapi.LinuxContainerResources{CpuShares: 256, MemoryLimitInBytes: 128 << 20},
-				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}},
+				Resources: &runtimeapi.LinuxContainerResources{CpuShares: 256, MemoryLimitInBytes: 128 << 20},
+				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+					NamespaceOptions: namespaces,
+					Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+				},
 			},
 		},
 	})
@@ -143,6 +156,12 @@ func (r *runtimeTarget) cycle(ctx context.Context, i int, lap func(string)) erro
 		return fmt.Errorf("exec: %w, %v", err, exec)
 	}
 	lap("exec")
+	if r.steps != nil {
+		if err := r.readSteps(ctx, pod, container); err != nil {
+			return err
+		}
+		lap("")
+	}
 	if _, err := r.cri.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
 		return err
 	}
@@ -194,6 +213,32 @@ func (r *runtimeTarget) hold(ctx context.Context, pods int) (int64, error) {
 		helpers += n
 	}
 	return (helpers + max(0, after-before)) / int64(pods), r.close()
+}
+
+// cpu is crispd's, with its pods' that have ended: their inits are its children, and the containers theirs.
+func (r *runtimeTarget) cpu() (time.Duration, error) {
+	if r.pid == 0 {
+		return 0, nil
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.pid))
+	if err != nil {
+		return 0, err
+	}
+	// utime, stime, cutime, cstime are fields 14 to 17 and follow the name in parentheses, proc_pid_stat(5).
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 15 {
+		return 0, fmt.Errorf("/proc/%d/stat is too short", r.pid)
+	}
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on every architecture that Go knows
+	sum := time.Duration(0)
+	for _, f := range fields[11:15] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(n) * tick
+	}
+	return sum, nil
 }
 
 // processes are those whose command line contains text, without this one.
