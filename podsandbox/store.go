@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -307,12 +308,50 @@ func (s *store) appendState(dir string, v any) error {
 	return errors.Join(err, f.Close())
 }
 
+// config is a config.json: the spec as OCI writes it, and what JSON cannot say.
+type config struct {
+	*specs.Spec
+	// EnvBytes are the entries of process.env that are not UTF-8, by their index: CRI's values are any bytes, JSON's
+	// strings are not, and encoding/json puts U+FFFD in their place.
+	EnvBytes map[int][]byte `json:"crispEnvBytes,omitempty"`
+}
+
+func encodeConfig(spec *specs.Spec) ([]byte, error) {
+	c := config{Spec: spec}
+	if spec.Process != nil {
+		for i, e := range spec.Process.Env {
+			if utf8.ValidString(e) {
+				continue
+			}
+			if c.EnvBytes == nil {
+				c.EnvBytes = map[int][]byte{}
+			}
+			c.EnvBytes[i] = []byte(e)
+		}
+	}
+	return json.Marshal(c)
+}
+
+func decodeConfig(b []byte) (*specs.Spec, error) {
+	c := config{Spec: &specs.Spec{}}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	for i, e := range c.EnvBytes {
+		if c.Process == nil || i < 0 || i >= len(c.Process.Env) {
+			return nil, fmt.Errorf("%w: bytes of environment entry %d, which is not there", errDamaged, i)
+		}
+		c.Process.Env[i] = string(e)
+	}
+	return c.Spec, nil
+}
+
 // writeConfig stores a container's spec. The first is created, later ones replace it.
 func (s *store) writeConfig(pod, id string, spec *specs.Spec) error {
 	if err := s.may("store.writeConfig"); err != nil {
 		return err
 	}
-	b, err := json.Marshal(spec)
+	b, err := encodeConfig(spec)
 	if err != nil {
 		return err
 	}
@@ -329,11 +368,7 @@ func (s *store) readConfig(pod, id string) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	var spec specs.Spec
-	if err := json.Unmarshal(b, &spec); err != nil {
-		return nil, fmt.Errorf("%w: %w", errDamaged, err)
-	}
-	return &spec, nil
+	return decodeConfig(b)
 }
 
 // createFile makes a file that must not exist.

@@ -10,9 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/crisp-cri/crisp/network"
 	"github.com/crisp-cri/crisp/runtime/spawn"
@@ -53,6 +56,72 @@ func TestRecordFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "records.txt", fmt.Sprintf("-- pod.json --\n%s-- container.json --\n%s-- pod state --%s-- container state --%s", pod, container, podLine, line))
+}
+
+// Every string of a container comes back byte for byte, also what JSON would escape or cannot hold.
+func TestConfigKeepsEveryByte(t *testing.T) {
+	all := make([]byte, 255)
+	for i := range all {
+		all[i] = byte(i + 1)
+	}
+	odd := "<&>\u2028\U0010ffff\x7f\\\"\t\u0000"
+	tests := []struct {
+		name string
+		in   *specs.Spec
+	}{
+		{"nothing", &specs.Spec{}},
+		{"text", &specs.Spec{Version: "1.2.0", Process: &specs.Process{Env: []string{"A=b", odd}, Args: []string{odd}, Cwd: "/" + odd}, Annotations: map[string]string{odd: odd}}},
+		{"bytes", &specs.Spec{Process: &specs.Process{Env: []string{"A=b", "ALL=" + string(all), "", "LATIN=gr\xfc\xdfe", "CUT=\xe2\x82", odd}}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b, err := encodeConfig(tt.in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := decodeConfig(b)
+			if err != nil || !reflect.DeepEqual(got, tt.in) {
+				t.Errorf("got %+v, %v, want %+v", got, err, tt.in)
+			}
+			// It stays a config.json that other tools read.
+			if err := json.Unmarshal(b, &specs.Spec{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, bad := range []string{`{"process":{"env":["A=b"]},"crispEnvBytes":{"1":"AA=="}}`, `{"crispEnvBytes":{"0":"AA=="}}`, `{"process":{"env":["A=b"]},"crispEnvBytes":{"-1":"AA=="}}`, `[`} {
+		if _, err := decodeConfig([]byte(bad)); !errors.Is(err, errDamaged) {
+			t.Errorf("%s: got %v, want errDamaged", bad, err)
+		}
+	}
+}
+
+func FuzzDecodeConfig(f *testing.F) {
+	f.Add([]byte(`{"process":{"env":["A=b"]},"crispEnvBytes":{"0":"QT3/"}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		spec, err := decodeConfig(b)
+		if err != nil {
+			return
+		}
+		again, err := encodeConfig(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeConfig(again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var env, want []string
+		if spec.Process != nil {
+			want = spec.Process.Env
+		}
+		if got.Process != nil {
+			env = got.Process.Env
+		}
+		if !slices.Equal(env, want) {
+			t.Errorf("got %q, want %q", env, want)
+		}
+	})
 }
 
 func TestRecordRoundTrip(t *testing.T) {

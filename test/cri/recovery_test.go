@@ -137,6 +137,45 @@ func TestPodsOutliveTheDaemon(t *testing.T) {
 	}
 }
 
+// What is stored on the way to a later daemon is bytes: env values need not be UTF-8 (CRI 0.36), and nothing else may change either.
+func TestBytesOutliveTheDaemon(t *testing.T) {
+	need(t)
+	w := own(t)
+	var all []byte
+	for b := 1; b < 256; b++ {
+		all = append(all, byte(b))
+	}
+	strange := map[string]string{"tab\tand\nnewline": "<&>\u2028\U0010ffff\x7f\\\"", "": "empty", "nul": "a\x00b"}
+	c := w.pod(t).run([]string{"args", "<&>\u2028\x7f\"", ",", "sleep"}, func(c *runtimeapi.ContainerConfig) {
+		c.Envs = []*runtimeapi.KeyValue{{Key: "PLAIN", Value: []byte("1")}, {Key: "ALL", Value: all}, {Key: "LATIN", Value: []byte("gr\xfc\xdfe")}, {Key: "CUT", Value: []byte("\xe2\x82")}, {Key: "\u2028", Value: []byte("<&>")}}
+		c.Labels, c.Annotations = strange, strange
+	})
+	check := func(when string) {
+		t.Helper()
+		for _, e := range c.cfg.Envs {
+			if got := c.exec("env", e.Key); got != string(e.Value)+"\n" {
+				t.Errorf("%s: %s: got %q, want %q", when, e.Key, got, e.Value)
+			}
+		}
+		if got, want := c.exec("cat", "/proc/1/cmdline"), "/payload\x00args\x00<&>\u2028\x7f\"\x00,\x00sleep\x00"; got != want {
+			t.Errorf("%s: arguments: got %q, want %q", when, got, want)
+		}
+		wantSameMap(t, when+": labels", c.status().Labels, strange)
+		wantSameMap(t, when+": annotations", c.status().Annotations, strange)
+	}
+	check("before")
+	w.crash(t)
+	w.again(t)
+	check("after a crash")
+	// An update writes the config anew.
+	if err := w.rt.UpdateContainerResources(t.Context(), c.id, &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{CpuShares: 300}}); err != nil {
+		t.Fatal(err)
+	}
+	w.crash(t)
+	w.again(t)
+	check("after an update and a crash")
+}
+
 func TestCrashInTheMiddleOfACallLeavesNothing(t *testing.T) {
 	need(t)
 	w := own(t)
