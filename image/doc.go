@@ -8,6 +8,7 @@
 //	pull.go       one pull, from reference to record       unpack/     a hostile archive into a directory
 //	manifest.go   what a registry may say about an image   imagetest/  forged images and a registry, for tests
 //	layer.go      what a layer is, for the overlay         fault/      the sentinel errors
+//	tie.go        what layers take for granted of those below
 //	flight.go     callers who want the same share it       gc.go       pins and garbage
 //	record.go     the disk                                 progress.go pulls under way
 //
@@ -16,6 +17,7 @@
 //	resolve      manifest (through an index) and config, each verified by digest and checked
 //	layers       in parallel: download ─▶ verify ─▶ inflate ─▶ diffID ─▶ files in tmp/, at the same time
 //	             then, verified, rename into layers/
+//	ties         what a layer leaves to those below it is looked up, where there is any: a small layer between
 //	commit       manifest and config into oci/blobs; one syncfs; the image's record, fsynced: the commit point
 //
 // Compressed layers pass through memory and are not written, unless
@@ -25,15 +27,17 @@
 // to apply, so a layer's directory does not depend on what is below it, and the
 // layers of an image need not wait for each other. A manifest that pairs a blob
 // with a diffID that the store has must still prove it once: nobody gets a layer
-// by knowing its diffID.
+// by knowing its diffID. What a layer takes from those below it does depend on them: it is in its tie, a layer
+// keyed by all of them (chainID), so that a layer shared by two images is tied to each for itself.
 //
 // # On disk
 //
 //	<root>/                       0700, as all directories of ours
 //	├── lock                      flock(2) of the process that has the store open; its pid
 //	├── images/<hex>.json         a record for each image id: descriptors, layers, names. Versioned, with a checksum
-//	├── layers/<hex>/             a layer, by diffID: there only if verified
+//	├── layers/<hex>/             a layer, by diffID: there only if verified; or a tie
 //	│   ├── layer.json            its record: size on disk, blobs that inflate to it
+//	│   ├── loose                 what its archive takes for granted of the layers below
 //	│   └── fs/                   the overlay's lower: owners, modes, attributes as in the archive
 //	├── oci/                      an OCI image layout (image-spec image-layout.md)
 //	│   ├── oci-layout

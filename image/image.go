@@ -60,7 +60,8 @@ type Image struct {
 }
 
 // Layers is what a container needs of an image: the lowers of its overlay,
-// topmost first (the order overlayfs wants), as absolute paths.
+// topmost first (the order overlayfs wants), as absolute paths. The root directory of the topmost
+// has the owner and mode of the image's.
 type Layers struct {
 	ImageID string
 	Lower   []string

@@ -129,7 +129,14 @@ func (s *Store) makeLayer(ctx context.Context, open func(context.Context) io.Rea
 			return "", fmt.Errorf("setxattr %s: %w", opaqueXattr, err)
 		}
 	}
-	record.Bytes, record.Inodes, record.OpaqueRoot = result.Bytes, result.Inodes, result.OpaqueRoot
+	record.Bytes, record.Inodes, record.OpaqueRoot, record.ImpliedRoot = result.Bytes, result.Inodes, result.OpaqueRoot, result.ImpliedRoot
+	if result.Loose != nil {
+		text := result.Loose.Encode()
+		if err := os.WriteFile(filepath.Join(work, looseFile), text, 0o600); err != nil {
+			return "", err
+		}
+		record.Loose = digest.FromBytes(text)
+	}
 	return result.DiffID, nil
 }
 
@@ -252,6 +259,14 @@ func (s *Store) remeasureLayer(id digest.Digest) (*layerRecord, error) {
 	var value [1]byte
 	if n, err := unix.Getxattr(root, opaqueXattr, value[:]); err == nil && n == 1 {
 		r.OpaqueRoot = true
+	}
+	// Whether its archive has an entry for the root is not known any more: if it looks as it does without one, it had none.
+	var st unix.Stat_t
+	if err := unix.Lstat(root, &st); err == nil && st.Mode&0o7777 == 0o755 && st.Uid == 0 && st.Gid == 0 {
+		r.ImpliedRoot = true
+	}
+	if text, err := readFile(filepath.Join(s.dir.layer(id), looseFile), maxLooseFile); err == nil {
+		r.Loose = digest.FromBytes(text)
 	}
 	text, err := encodeRecord(r)
 	if err != nil {

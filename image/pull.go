@@ -81,6 +81,9 @@ func (s *Store) pull(ctx context.Context, ref pullRef, auth *Auth) (id string, e
 		return "", err
 	}
 	progress.stage.Store(int32(StageCommit))
+	if err := s.tieLayers(ctx, image.layers); err != nil {
+		return "", err
+	}
 	return string(image.config.Digest), s.commitImage(ref, image)
 }
 
@@ -103,6 +106,7 @@ func (s *Store) keepBusy(image *found) (release func()) {
 	for _, l := range image.layers {
 		needed = append(needed, l.DiffID, l.Blob.Digest)
 	}
+	needed = append(needed, tieIDs(image.layers)...)
 	add := func(n int) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -174,7 +178,10 @@ func (s *Store) recordWith(ref pullRef, image *found) (_ *imageRecord, changed b
 		*r = *old
 		r.Refs, r.Manifests = slices.Clone(old.Refs), slices.Clone(old.Manifests)
 	} else {
-		r.Layers, changed = image.layers, true
+		changed = true
+	}
+	if layers := s.withTiesLocked(image.layers); !slices.Equal(diffIDs(layers), diffIDs(r.Layers)) {
+		r.Layers, changed = layers, true
 	}
 	if old == nil || old.Hidden {
 		r.Hidden, changed = false, true

@@ -64,6 +64,10 @@ type layerRecord struct {
 	Bytes      int64         `json:"bytes"` // on disk, as unpacked
 	Inodes     int64         `json:"inodes"`
 	OpaqueRoot bool          `json:"opaqueRoot,omitempty"`
+	// ImpliedRoot: its archive does not say what the root directory is like. Loose is the digest of the file with
+	// its other loose ends, "" without any. See tie.go.
+	ImpliedRoot bool          `json:"impliedRoot,omitempty"`
+	Loose       digest.Digest `json:"loose,omitempty"`
 	// Blobs are the digests of compressed layers that were seen to inflate to
 	// DiffID. A manifest that pairs another blob with it has to prove it first.
 	Blobs []digest.Digest `json:"blobs"`
@@ -423,6 +427,7 @@ func (s *Store) loadImages() error {
 			for _, d := range config.RootFS.DiffIDs {
 				r.Layers = append(r.Layers, layerDesc{DiffID: d})
 			}
+			r.Layers = s.withTiesLocked(r.Layers)
 			r.Config = imagespec.Descriptor{MediaType: imagespec.MediaTypeImageConfig, Digest: digest.Digest(id)}
 			if err := s.saveRecord(r); err != nil {
 				return err

@@ -299,7 +299,7 @@ func (s *Store) Usage() (mountpoint string, bytes, inodes uint64, err error) {
 			blob(d)
 		}
 		for _, l := range r.Layers {
-			if s.config.KeepCompressed {
+			if s.config.KeepCompressed && l.Blob.Digest != "" {
 				blob(l.Blob)
 			}
 			if layer := s.layers[l.DiffID]; layer != nil && !seen[l.DiffID] {

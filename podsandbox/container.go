@@ -266,7 +266,6 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 		},
 		{name: "rootfs",
 			do: func(ctx context.Context) (err error) {
-				// The overlay's root has the mode of upper, and the container's user must get in.
 				if err = errors.Join(p.mkdir(upper, 0o755), p.mkdir(work, 0o700)); err != nil {
 					return err
 				}

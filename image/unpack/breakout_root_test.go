@@ -146,15 +146,21 @@ func TestSEC61BreakoutsSplit(t *testing.T) {
 			half := len(b.layer) / 2
 			first, second := with(b.before, b.layer[:half]...), b.layer[half:]
 			_, errLower := unpackInto(lower, it.Tar(first...), Limits{})
-			_, errUpper := unpackInto(upper, it.Tar(second...), Limits{})
+			result, errUpper := layerInto(upper, it.Tar(second...), Limits{})
 			cl.check(t)
 			cu.check(t)
 			if errLower != nil || errUpper != nil {
 				return // an error is fine: a link's target may be in the other half
 			}
-			show(t, overlay(t, upper, lower)) // can be walked
+			tie := newRoot(t)
+			ct := newCanary(t, tie)
+			if _, _, err := Tie(t.Context(), upper, []string{lower}, result.ImpliedRoot, result.Loose, tie); err != nil && !errors.Is(err, fault.Corrupt) {
+				t.Errorf("got %v, want none or %v", err, fault.Corrupt)
+			}
+			show(t, overlay(t, tie, upper, lower)) // can be walked
 			cl.check(t)
 			cu.check(t)
+			ct.check(t)
 		})
 	}
 }

@@ -32,8 +32,9 @@
 // dropped: labels and integrity marks (security.selinux, security.ima) are the
 // host's to give.
 //
-// A hard link must point into its own layer, as with every runtime that unpacks
-// layers apart from each other.
+// What an archive takes for granted of the layers below, the looks of directories it leaves out and
+// files it has hard links to, is collected (Loose), and Tie makes what is to lie between this layer and the
+// next so that all looks as if the archives had been unpacked one onto the other.
 //
 // Work is spread over three stages: one goroutine reads and inflates and hashes,
 // the caller's one parses the archive and makes directories and links, a few more make

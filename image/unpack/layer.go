@@ -22,6 +22,9 @@ type Result struct {
 	Bytes      int64         // disk use: files rounded up to blocks, one block per directory
 	Inodes     int64
 	OpaqueRoot bool // the layer hides all layers below it
+	// ImpliedRoot: the archive does not say what the root directory is like; it is as in the layers below.
+	ImpliedRoot bool
+	Loose       *Loose // nil without any
 }
 
 const (
@@ -60,7 +63,14 @@ func Layer(ctx context.Context, open func(context.Context) io.Reader, root strin
 	}
 	defer t.close()
 	a := &applier{ctx: ctx, tree: t, makers: startMakers(), limits: limits, budget: budget}
-	t.implied = func() error { a.countDir(); return budget.takeEntry() }
+	t.implied = func(up *dir, base string) error {
+		if a.loose.link(up, base) != nil {
+			return fmt.Errorf("%w: the parent %q is a hard link, not a directory", fault.Corrupt, clip(base))
+		}
+		a.countDir()
+		return budget.takeEntry()
+	}
+	t.left = func(d *dir) error { return a.loose.addDir(t, d) }
 	err = a.apply(tar.NewReader(s))
 	a.makers.close()
 	if err != nil {
@@ -116,6 +126,7 @@ type applier struct {
 	entries int64
 	buffer  []byte // for large files
 	dirs    []dirTimes
+	loose   looseEnds
 	result  Result
 }
 
@@ -149,6 +160,8 @@ func (a *applier) apply(archive *tar.Reader) error {
 	if err := a.makers.settle(); err != nil {
 		return err
 	}
+	a.result.ImpliedRoot = !a.loose.rootSet
+	a.result.Loose = a.loose.settled(a.tree)
 	return a.setDirTimes()
 }
 
@@ -175,6 +188,7 @@ func (a *applier) entry(header *tar.Header, content io.Reader) error {
 		if header.Typeflag != tar.TypeDir {
 			return fmt.Errorf("%w: the root directory as %s", fault.Corrupt, typeName(header.Typeflag))
 		}
+		a.loose.rootSet = true
 		return a.setDir(a.tree.root, "", meta)
 	}
 	if base := path.Base(name); strings.HasPrefix(base, whiteoutPrefix) {
@@ -191,6 +205,11 @@ func (a *applier) entry(header *tar.Header, content io.Reader) error {
 		if err := a.makers.settle(); err != nil {
 			return err
 		}
+	}
+	was := a.loose.link(parent, base)
+	delete(a.loose.links, fileKey{parent.ino, base}) // it is replaced
+	if header.Typeflag == tar.TypeDir && was != nil {
+		return a.directoryOverLink(parent, name, base, meta)
 	}
 	switch header.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
@@ -223,12 +242,15 @@ func (a *applier) cleanName(name string) (string, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return "", fmt.Errorf("%w: NUL in a name", fault.Corrupt)
 	}
-	name = strings.TrimPrefix(path.Clean("/"+name), "/")
+	name = cleanPath(name)
 	if len(name) > a.limits.PathLength {
 		return "", fmt.Errorf("%w: name of %d bytes, longer than %d", fault.Limit, len(name), a.limits.PathLength)
 	}
 	return name, nil
 }
+
+// cleanPath makes a path relative to the root, "" for itself, without "." and "..".
+func cleanPath(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
 func (a *applier) metaOf(header *tar.Header) (meta, error) {
 	const maxID = 1<<32 - 2 // 2^32-1 means "unchanged" to chown(2)
@@ -272,6 +294,9 @@ func (a *applier) clear(parent *dir, base string, keepDir keep) (kind, error) {
 	}
 	if was == isDir {
 		if err := a.makers.settle(); err != nil { // makers may be at work below it
+			return was, err
+		}
+		if err := a.loose.remove(a.tree, parent, base); err != nil {
 			return was, err
 		}
 	}
@@ -372,8 +397,22 @@ func (a *applier) countDir() {
 	a.result.Bytes += diskBlock
 }
 
+// directoryOverLink makes a directory in the place of a loose hard link: what the layers below have there does not show through.
+func (a *applier) directoryOverLink(parent *dir, name, base string, meta meta) error {
+	d, err := a.tree.mkdir(parent, name, base)
+	if err != nil {
+		return err
+	}
+	a.countDir()
+	if err := setXattr(d, ".", opaqueXattr, []byte("y")); err != nil {
+		return err
+	}
+	return a.setDir(d, name, meta)
+}
+
 // setDir sets a directory's attributes, its times later.
 func (a *applier) setDir(d *dir, name string, meta meta) error {
+	delete(a.loose.dirs, d.ino)
 	if err := unix.Fchownat(d.fd, "", meta.uid, meta.gid, unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
@@ -430,7 +469,7 @@ func (a *applier) hardlink(parent *dir, base, target string) error {
 	above, targetBase := path.Split(target)
 	from, err := a.tree.lookup(strings.TrimSuffix(above, "/"))
 	if err == unix.ENOENT || err == unix.ENOTDIR {
-		return missingTarget(target)
+		return a.linkBelow(parent, base, target)
 	}
 	if err != nil {
 		return err
@@ -445,11 +484,16 @@ func (a *applier) hardlink(parent *dir, base, target string) error {
 	if from.ino == parent.ino && targetBase == base {
 		return nil // to itself
 	}
+	if loose := a.loose.link(from, targetBase); loose != nil {
+		return a.linkBelow(parent, base, loose.target)
+	}
 	switch is, err := kindOf(from, targetBase); {
 	case err != nil:
 		return err
-	case is == absent || is == isWhiteout:
-		return missingTarget(target)
+	case is == absent:
+		return a.linkBelow(parent, base, target)
+	case is == isWhiteout:
+		return fmt.Errorf("%w: hard link to %q, which this layer removes", fault.Corrupt, clip(target))
 	case is == isDir:
 		return fmt.Errorf("%w: hard link to the directory %q", fault.Corrupt, clip(target))
 	}
@@ -460,13 +504,17 @@ func (a *applier) hardlink(parent *dir, base, target string) error {
 	// entry's, whatever this one's header says (CVE-2021-32760 was a chmod here).
 	err = unix.Linkat(from.fd, targetBase, parent.fd, base, 0)
 	if err == unix.ENOENT { // clear removed the target: it was below base
-		return missingTarget(target)
+		return fmt.Errorf("%w: hard link to %q, in whose place it is", fault.Corrupt, clip(target))
 	}
 	return err
 }
 
-func missingTarget(target string) error {
-	return fmt.Errorf("%w: hard link to %q, which is not in this layer", fault.Corrupt, clip(target))
+// linkBelow is a hard link to something that is not in this layer; if it is in none below either, Tie will say so.
+func (a *applier) linkBelow(parent *dir, base, target string) error {
+	if _, err := a.clear(parent, base, keepNothing); err != nil {
+		return err
+	}
+	return a.loose.addLink(a.tree, parent, base, target)
 }
 
 func (a *applier) node(parent *dir, base string, header *tar.Header, meta meta) error {
@@ -542,7 +590,7 @@ func (a *applier) whiteout(name, base string) error {
 	if err != nil {
 		return err
 	}
-	if a.makers.busy(parent, hidden) {
+	if a.makers.busy(parent, hidden) || a.loose.link(parent, hidden) != nil {
 		return nil // this layer has a file of that name: it hides those below anyway
 	}
 	switch is, err := kindOf(parent, hidden); {

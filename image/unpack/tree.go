@@ -40,7 +40,10 @@ type tree struct {
 	root     *dir
 	rootName string // as the kernel names it
 	maxDepth int
-	implied  func() error // asked before a directory that the archive leaves out is made
+	// implied is asked before a directory that the archive leaves out is made; left, if nothing in this layer hides
+	// what the layers below have in its place, told of it.
+	implied func(up *dir, base string) error
+	left    func(d *dir) error
 
 	open   map[string]*list.Element // by cleaned path; values are *openDir
 	recent *list.List               // front: last used
@@ -77,6 +80,15 @@ func fdName(fd int) (string, error) {
 		return "", err
 	}
 	return string(buf[:n]), nil
+}
+
+// realName is the path of an open directory in the tree, without links; "" is the root.
+func (t *tree) realName(d *dir) (string, error) {
+	name, err := fdName(d.fd)
+	if err == unix.ENAMETOOLONG {
+		return "", fmt.Errorf("%w: a directory whose path is longer than %d bytes", fault.Limit, unix.PathMax)
+	}
+	return strings.TrimPrefix(strings.TrimPrefix(name, t.rootName), "/"), err
 }
 
 // depthOf counts the directories between the root and fd. The name by which fd
@@ -179,9 +191,12 @@ func (t *tree) parent(name string) (*dir, string, error) {
 	return d, base, err
 }
 
+// impliedMode is the mode of directories that an archive leaves out, unless a layer below has them.
+const impliedMode = 0o755
+
 // ensure returns the directory at a cleaned path and makes it, and those above
-// it, where they are missing: archives may leave out parents. They get mode
-// 0755 and belong to root.
+// it, where they are missing: archives may leave out parents. They get impliedMode
+// and belong to root.
 func (t *tree) ensure(name string) (*dir, error) {
 	d, err := t.lookup(name)
 	if err != unix.ENOENT && err != unix.ENOTDIR {
@@ -204,18 +219,21 @@ func (t *tree) ensure(name string) (*dir, error) {
 	case was != absent:
 		return nil, fmt.Errorf("%w: the parent %q is not a directory, nor a link to one in this layer", fault.Corrupt, clip(name))
 	}
-	if err := t.implied(); err != nil {
+	if err := t.implied(up, base); err != nil {
 		return nil, err
 	}
 	if d, err = t.mkdir(up, name, base); err != nil {
 		return nil, err
 	}
 	if was == isWhiteout {
-		if err := setXattr(d, ".", opaqueXattr, []byte("y")); err != nil {
-			return nil, err
-		}
+		err = setXattr(d, ".", opaqueXattr, []byte("y"))
+	} else {
+		err = t.left(d)
 	}
-	return d, chmodDir(d, 0o755)
+	if err != nil {
+		return nil, err
+	}
+	return d, chmodDir(d, impliedMode)
 }
 
 func explainParent(err error) error {

@@ -39,7 +39,21 @@ func unpackArchive(t testing.TB, archive []byte, limits Limits) (root string, _ 
 	return root, result, err
 }
 
+// unpackInto unpacks the only layer of an image.
 func unpackInto(root string, archive []byte, limits Limits) (Result, error) {
+	result, err := layerInto(root, archive, limits)
+	if err != nil || result.Loose == nil {
+		return result, err
+	}
+	tie, err := os.MkdirTemp(filepath.Dir(root), "tie")
+	if err == nil {
+		defer os.RemoveAll(tie)
+		_, _, err = Tie(context.Background(), root, nil, result.ImpliedRoot, result.Loose, tie)
+	}
+	return result, err
+}
+
+func layerInto(root string, archive []byte, limits Limits) (Result, error) {
 	open := func(context.Context) io.Reader { return bytes.NewReader(archive) }
 	return Layer(context.Background(), open, root, limits, NewBudget(1<<30, 1<<20))
 }

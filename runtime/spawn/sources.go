@@ -218,6 +218,9 @@ func (s *Spawner) MountRootfs(ctx context.Context, r RootfsArgs) (*os.File, erro
 	if err != nil {
 		return nil, err
 	}
+	if err := o.dress(r.Upper); err != nil {
+		return nil, err
+	}
 	for _, d := range [][2]string{{"upperdir", r.Upper}, {"workdir", r.Work}} {
 		if err := o.add(d[0], d[1]); err != nil {
 			return nil, err
@@ -343,6 +346,21 @@ func (o *overlayOptions) add(option, path string) error {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	o.take(option, fd)
+	return nil
+}
+
+// dress gives the writable layer's root the owner and mode of the topmost lower layer's: overlayfs shows its, not theirs.
+func (o *overlayOptions) dress(upper string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(o.opened[0], &st); err != nil { // through an id-mapped clone: the mapped owner
+		return os.NewSyscallError("fstat", err)
+	}
+	if err := os.Lchown(upper, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := unix.Chmod(upper, st.Mode&0o7777); err != nil { // a directory of ours, no link
+		return &os.PathError{Op: "chmod", Path: upper, Err: err}
+	}
 	return nil
 }
 

@@ -92,7 +92,7 @@ type Handle struct {
 // RootfsArgs describe a container's root file system: an overlay.
 type RootfsArgs struct {
 	Lower       []string // topmost first, absolute paths
-	Upper, Work string   // directories that exist and are empty at first use
+	Upper, Work string   // directories that exist and are empty at first use; Upper gets the owner and mode of the topmost layer's root
 	// UserNS of the pod, nil: the host's. The layers are id-mapped to it; Upper and Work must belong to its root.
 	UserNS *os.File
 }

@@ -260,6 +260,30 @@ func TestLayersAreAppliedInOrder(t *testing.T) {
 	}
 }
 
+// Archives lean on the layers below them: directories they leave out look as they do there, or are links, and hard links lead there.
+func TestLayersThatLeanOnThoseBelow(t *testing.T) {
+	w := need(t)
+	id, _ := w.forge(t, "leaning", images.Image{Layers: append(w.layers(t,
+		images.File{Name: ".", Dir: true, Mode: 0o751, GID: 6},
+		images.File{Name: "private", Dir: true, Mode: 0o700, UID: 5, GID: 6}, images.File{Name: "private/f", Text: "below\n", Mode: 0o640, UID: 5},
+		images.File{Name: "usr/bin", Dir: true}, images.File{Name: "usr/bin/tool", Text: "tool\n"}, images.File{Name: "bin", Symlink: "usr/bin"}),
+		[]images.File{{Name: "private/new", Text: "above\n"}, {Name: "bin/app", Text: "app\n"}, {Name: "linked/g", HardLink: "private/f"}})})
+	c := w.pod(t).run([]string{"sleep"}, withImage(id))
+	if got := c.exec("cat", "/private/f", "/private/new", "/linked/g", "/bin/app", "/usr/bin/app", "/bin/tool"); got != "below\nabove\nbelow\napp\napp\ntool\n" {
+		t.Errorf("got %q", got)
+	}
+	for path, want := range map[string]string{"/": "mode=040751 uid=0 gid=6", "/private": "mode=040700 uid=5 gid=6", "/linked": "mode=040755 uid=0 gid=0", "/linked/g": "mode=0100640 uid=5", "/bin": "-> usr/bin"} {
+		if got := c.exec("stat", path); !strings.Contains(got, want) {
+			t.Errorf("%s: got %q, want %q", path, got, want)
+		}
+	}
+	// What a container does to one name of a file, it does to no other container's.
+	c.exec("mkfile", "/linked/g", "changed")
+	if got := w.pod(t).output([]string{"cat", "/linked/g", "/private/f"}, withImage(id), func(c *runtimeapi.ContainerConfig) { c.Command = []string{"/payload"} }); got != "below\nbelow\n" {
+		t.Errorf("the next container sees %q", got)
+	}
+}
+
 // A6: what an archive says never leads out of the image's directory.
 func TestHostileLayersStayInside(t *testing.T) {
 	w := need(t)
