@@ -266,7 +266,8 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 		},
 		{name: "rootfs",
 			do: func(ctx context.Context) (err error) {
-				if err = errors.Join(p.mkdir(upper, 0o755), p.mkdir(work, 0o700)); err != nil {
+				// The overlay's root has the mode of upper, and the container's user must get in.
+				if err = errors.Join(p.mkdir(upper, 0o755), p.mkdir(work, 0o700), c.makeBundle(dir)); err != nil {
 					return err
 				}
 				userns, err := p.userns()
@@ -473,6 +474,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, rootfs, log *os.Fi
 		ID: c.id, Spec: c.spec, Rootfs: rootfs, Images: c.volumes,
 		CgroupDir: join.DirFD, CgroupTasks: join.Tasks, CgroupProcs: join.Procs, CgroupMounts: cg.BindSources(),
 		PID: mode, TargetID: c.rec.Config.TargetID,
+		Bundle: m.store.containerDir(c.pod.id, c.id), BundleRoot: m.store.state,
 		Seccomp: prog.BPF, SeccompFlags: prog.Flags,
 		Log: log, Stdin: c.rec.Config.Stdin, StdinOnce: c.rec.Config.StdinOnce,
 	})
@@ -645,6 +647,12 @@ func (m *Manager) start(ctx context.Context, op *operation, c *container) error 
 	if err != nil {
 		return err
 	}
+	if err := m.oweHooks(c); err != nil {
+		return err
+	}
+	if err := m.prepare(ctx, op, c, i); err != nil {
+		return m.startFailed(ctx, c, err)
+	}
 	var pid int
 	var at time.Time
 	err = op.step(ctx, "start process", func(ctx context.Context) (err error) {
@@ -665,7 +673,7 @@ func (m *Manager) start(ctx context.Context, op *operation, c *container) error 
 		return err
 	}
 	m.store.flush.later(filepath.Join(m.store.containerDir(c.pod.id, c.id), stateFile))
-	return nil
+	return m.poststart(ctx, op, c, pid)
 }
 
 // startFailed decides what a failed start means for the container.
@@ -816,6 +824,7 @@ func (m *Manager) afterExit(ctx context.Context, c *container) {
 	}
 	m.store.flush.now(filepath.Join(m.store.containerDir(c.pod.id, c.id), stateFile))
 	m.usage.wanted(c.id, filepath.Join(m.store.containerDir(c.pod.id, c.id), upperDir))
+	m.poststopSoon(ctx, c)
 }
 
 // settle waits until the exit of a container is dealt with, and makes sure that its cgroup is gone.
@@ -914,6 +923,7 @@ func (m *Manager) removeContainerNow(ctx context.Context, op *operation, c *cont
 			return err
 		}
 	}
+	m.poststop(ctx, c) // still owed after a reboot, or when nobody had time
 	if err := m.changeContainer(ctx, c, containerRemove, should, nil); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package podsandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -55,6 +56,7 @@ type world struct {
 
 	images  *fakeImages
 	network *fakeNetwork
+	ran     ranHooks
 }
 
 var (
@@ -182,7 +184,7 @@ func (w *world) describe(n int) string {
 func (w *world) config() Config {
 	return Config{
 		StateDir: filepath.Join(w.dir, "state"), RunDir: filepath.Join(w.dir, "run"),
-		Spawner: w, Cgroups: fakeCgroups{w}, NetNS: fakeNetNS{w}, Images: w.images, Network: w.network,
+		Spawner: w, Cgroups: fakeCgroups{w}, NetNS: fakeNetNS{w}, Images: w.images, Network: w.network, RunHooks: w.runHooks,
 		BootID: "boot-1",
 	}
 }
@@ -463,7 +465,7 @@ func (i *fakeInit) Start(ctx context.Context, id string) (int, time.Time, error)
 	if c == nil {
 		return 0, time.Time{}, spawn.ErrNotFound
 	}
-	if c.state != spawn.InitCreated {
+	if c.state != spawn.InitCreated && c.state != spawn.InitPrepared || spawn.NeedsPrepare(c.args.Spec) != (c.state == spawn.InitPrepared) {
 		return 0, time.Time{}, spawn.ErrState
 	}
 	if c.args.Spec.Process.Args[0] == "/missing" {
@@ -473,6 +475,31 @@ func (i *fakeInit) Start(ctx context.Context, id string) (int, time.Time, error)
 	i.world.lastPID++
 	c.state, c.pid, c.start = spawn.InitRunning, i.world.lastPID, time.Now()
 	return c.pid, c.start, nil
+}
+
+func (i *fakeInit) Prepare(ctx context.Context, id string, config []byte) (int, error) {
+	if err := i.begin(ctx, "init.Prepare"); err != nil {
+		return 0, err
+	}
+	defer i.world.mu.Unlock()
+	c := i.containers[id]
+	if c == nil || c.state != spawn.InitCreated || !json.Valid(config) {
+		return 0, spawn.ErrState
+	}
+	i.world.lastPID++
+	c.state, c.pid = spawn.InitPrepared, i.world.lastPID
+	return c.pid, nil
+}
+
+func (i *fakeInit) Abandon(ctx context.Context, id string) error {
+	if err := i.begin(ctx, "init.Abandon"); err != nil {
+		return err
+	}
+	defer i.world.mu.Unlock()
+	if c := i.containers[id]; c != nil && c.state == spawn.InitPrepared {
+		c.state = spawn.InitExited
+	}
+	return nil
 }
 
 // exit ends a container's process.

@@ -36,6 +36,9 @@ type PodInit interface {
 	// UserNS opens the pod's user namespace; nil, nil if it is the host's.
 	UserNS() (*os.File, error)
 	Create(ctx context.Context, a spawn.ContainerArgs) error
+	// Prepare, before Start, brings a container with hooks to where they run; Abandon ends it there.
+	Prepare(ctx context.Context, id string, config []byte) (pid int, err error)
+	Abandon(ctx context.Context, id string) error
 	Start(ctx context.Context, id string) (pid int, startedAt time.Time, err error)
 	Signal(ctx context.Context, id string, sig unix.Signal) error
 	Remove(ctx context.Context, id string) error

@@ -18,10 +18,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/image"
 	"github.com/crisp-cri/crisp/network"
+	"github.com/crisp-cri/crisp/runtime/hooks"
 )
 
 // Config of a [Manager]. What has no default must be set.
@@ -39,6 +41,9 @@ type Config struct {
 	// NetNSPrefix begins the names in NetNS. What has it and no record is removed at start, so no
 	// two daemons may share it in one directory. "" is "crisp-".
 	NetNSPrefix string
+
+	// RunHooks runs OCI hooks of the runtime namespace, up to the first that fails. nil is hooks.Run.
+	RunHooks func(ctx context.Context, kind string, list []specs.Hook, state *specs.State, dir string) error
 
 	// HostFiles is the directory of the host's resolv.conf and hosts. "" is /etc.
 	HostFiles string
@@ -92,6 +97,9 @@ func NewManager(cfg Config) (*Manager, error) {
 	}
 	if cfg.HostFiles == "" {
 		cfg.HostFiles = "/etc"
+	}
+	if cfg.RunHooks == nil {
+		cfg.RunHooks = hooks.Run
 	}
 	if cfg.BootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

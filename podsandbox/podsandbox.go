@@ -35,7 +35,8 @@
 //	│       ├── state                       as above
 //	│       ├── config.json                 the OCI spec it runs with, user resolved
 //	│       ├── upper/                      writable layer
-//	│       └── work/                       overlayfs's own
+//	│       ├── work/                       overlayfs's own
+//	│       └── rootfs/                     empty; of containers with hooks only
 //	└── damaged/<name>                      records that could not be read, set aside
 //
 //	<run root>/pods/<pod id>/               0700, a tmpfs, gone after a reboot

@@ -49,6 +49,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, recoverLimit)
 		defer cancel()
 		m.recoverPod(ctx, p)
+		for _, c := range m.containersOf(p) {
+			m.poststopSoon(ctx, c)
+		}
 	})
 	// 5. What has our name and no record.
 	known := func(id string) bool {
@@ -615,6 +618,14 @@ func (m *Manager) reconcileContainer(ctx context.Context, c *container, info spa
 			m.publishContainer(c, s, now.spec)
 		}
 		return nil
+	case held && info.State == spawn.InitPrepared: // the daemon died in its hooks: nobody knows how far they got
+		i, err := c.pod.living()
+		if err == nil {
+			err = i.Abandon(ctx, c.id)
+		}
+		if err != nil {
+			return err
+		}
 	case held && (info.State == spawn.InitRunning || info.State == spawn.InitStarting):
 		if phase == containerRunning {
 			if c.now.Load().state.PID == 0 { // as above

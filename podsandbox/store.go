@@ -102,6 +102,8 @@ type containerState struct {
 	LogLost uint64        `json:"logLost,omitempty"` // bytes
 	// OOMScoreAdj that an update asked for before the start.
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
+	// Poststop: a start was begun, and its poststop hooks have not all been run since.
+	Poststop bool `json:"poststop,omitempty"`
 }
 
 // Names in the directories drawn in the package's documentation.
@@ -115,6 +117,7 @@ const (
 	damagedDir    = "damaged"
 	upperDir      = "upper"
 	workDir       = "work"
+	rootfsDir     = "rootfs" // empty: root.path of config.json, where hooks find the root file system in the container's namespace
 )
 
 // maxRecord bounds what is read of a file: a CRI request has 16 MiB, and is stored up to three times.

@@ -69,13 +69,14 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 	}
 	unix.Umask(0)
 	var next *succession
+	var joins []int
 	r := &rootfs{fd: fds[c.RootFD], dev: -1, devpts: -1}
 	if c.PID.Joins() {
-		added := fds[len(fds)-joinFDs:]
-		if next, s = prepareSuccession(added[joinPIDNS], added[joinStatus], control); s != nil {
+		fds, joins = fds[:len(fds)-joinFDs], fds[len(fds)-joinFDs:]
+		if next, s = prepareSuccession(joins[joinStatus], control); s != nil {
 			return s
 		}
-		r.procfs = &stamp{fd: added[joinProcfs]}
+		r.procfs = &stamp{fd: joins[joinProcfs]}
 	}
 	root := r.fd
 	if err := attachAt(root, newRoot); err != nil {
@@ -106,6 +107,16 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 			}
 		}
 	}
+	if c.Hooks.View {
+		if s := r.createHooks(&c.Hooks, fds[len(fds)-hookFDs:], control); s != nil {
+			return s
+		}
+	}
+	if next != nil { // after the hooks, which have more rights than the container
+		if s := next.enter(joins[joinPIDNS]); s != nil {
+			return s
+		}
+	}
 	if c.RootReadonly {
 		if err := sys.SetMountAttr(root, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 			return failed("make root file system read-only", err)
@@ -115,7 +126,7 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 		return failed("enter root file system", err)
 	}
 	// 4. The process.
-	return become(&c.Process, control, next, warnings)
+	return become(&c.Process, &c.Hooks, control, next, warnings)
 }
 
 // joinCgroup enters the cgroup2 hierarchy's part of our cgroup, if the pod init, in a user namespace, was not allowed to

@@ -48,8 +48,11 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return failed("enter container", &sys.Error{Op: "unshare CLONE_FS", Err: err})
 	}
-	next, s := prepareSuccession(fds[execPIDNS], fds[execStatus], control)
+	next, s := prepareSuccession(fds[execStatus], control)
 	if s != nil {
+		return s
+	}
+	if s := next.enter(fds[execPIDNS]); s != nil {
 		return s
 	}
 	if err := unix.Setns(fds[execCgroupNS], unix.CLONE_NEWCGROUP); err != nil {
@@ -69,5 +72,5 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 		}
 		_ = unix.Close(peer) // stdio keeps it open
 	}
-	return become(&x.Process, control, next, warnings)
+	return become(&x.Process, &initproto.Hooks{}, control, next, warnings)
 }

@@ -251,7 +251,12 @@ func (p *pod) answer(m *initproto.Message) initproto.Message {
 		return failure(initproto.FailStart, "read request", err)
 	}
 	switch m.Type {
+	case initproto.TypePrepare:
+		return p.prepare(t.ID, m)
 	case initproto.TypeStart:
+		if t.Number == 1 {
+			return p.giveUpPrepared(t.ID)
+		}
 		return p.start(t.ID)
 	case initproto.TypeSignal:
 		return p.signal(t.ID, unix.Signal(t.Number))

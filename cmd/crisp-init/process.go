@@ -24,12 +24,14 @@ import (
 //  4. without no_new_privs the seccomp filter is loaded now, while CAP_SYS_ADMIN is left;
 //     with it, last, so that the filter need not allow what follows.
 //  5. bounding set, then user and groups with the permitted set kept, then the exact sets.
-//  6. execve; in a successor, if next is not nil (successor.go).
+//  6. startContainer hooks: programs of the container's image, so with the container's rights and under its filter, which
+//     is loaded before them in any case. (Package spawn refuses them where one of them could take us over.)
+//  7. execve; in a successor, if next is not nil (successor.go).
 //
 // Needs: to be root in the user namespace. Runs on: the locked main thread; identity,
 // capabilities and filters are that thread's alone, and execve keeps it. Trust: arguments come from
 // the daemon; the file that is executed comes from the container.
-func become(p *initproto.Process, control *initproto.Conn, next *succession, warnings []string) *step {
+func become(p *initproto.Process, hooks *initproto.Hooks, control *initproto.Conn, next *succession, warnings []string) *step {
 	unix.Umask(int(p.Umask))
 	for _, l := range p.Rlimits {
 		warning, err := setRlimit(l)
@@ -86,12 +88,24 @@ func become(p *initproto.Process, control *initproto.Conn, next *succession, war
 	if next != nil {
 		return next.fork(p, path, warnings)
 	}
+	filterLast := len(p.Seccomp) > 0 && p.NoNewPrivs
+	if len(hooks.StartContainer) > 0 {
+		if filterLast {
+			if err := loadSeccomp(p.Seccomp, p.SeccompFlags); err != nil {
+				return failed("load seccomp filter", err)
+			}
+			filterLast = false
+		}
+		if s := runHooks("startContainer", hooks.StartContainer, hooks.State, "created", ""); s != nil {
+			return s
+		}
+	}
 	// From here we may still fail, and then say so; EOF without a failure means that execve succeeded.
 	done := initproto.Started{Warnings: warnings}
 	if err := control.Send(initproto.Message{Type: initproto.TypeDone, Body: done.Encode()}); err != nil {
 		return failed("tell the pod init", err)
 	}
-	if len(p.Seccomp) > 0 && p.NoNewPrivs {
+	if filterLast {
 		if err := loadSeccomp(p.Seccomp, p.SeccompFlags); err != nil {
 			return failed("load seccomp filter", err)
 		}

@@ -25,6 +25,8 @@ type container struct {
 	// volumes, which exist nowhere else.
 	msg  initproto.Message
 	plan *initproto.Container
+	// prepared is its init, which waits at its hooks; nil but in that state.
+	prepared *starting
 
 	pid    initproto.PIDMode
 	procfs *procfs // of the PID namespace it is in, nil if that is unknown or ours; its own if pid is PIDNew
@@ -62,27 +64,92 @@ func (p *pod) create(m *initproto.Message) initproto.Message {
 	return done()
 }
 
-// start brings a created container to its execve.
-func (p *pod) start(id string) initproto.Message {
+// prepare brings a created container to its hooks. m has the descriptors that they need.
+func (p *pod) prepare(id string, m *initproto.Message) initproto.Message {
+	const what = "prepare container"
+	if len(m.FDs) != hookFDs {
+		return failure(initproto.FailStart, what, initproto.ErrMalformed)
+	}
+	c, reply := p.claim(id, what, initproto.StateCreated)
+	if c == nil {
+		return reply
+	}
+	if !c.plan.Hooks.View {
+		return p.settle(c, failure(initproto.FailStart, what, initproto.ErrMalformed))
+	}
+	l, reply := p.clone(c, m.FDs)
+	if l != nil {
+		_, reply = p.follow(l, untilHooks)
+	}
+	if reply.Type == initproto.TypeFailed {
+		return p.settle(c, reply)
+	}
 	p.mu.Lock()
+	c.prepared, c.state = l, initproto.StatePrepared
+	p.mu.Unlock()
+	return reply
+}
+
+// claim takes a container that is in one of the states, to start it; nil and the answer if it is not.
+func (p *pod) claim(id, what string, in ...initproto.ContainerState) (*container, initproto.Message) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	c := p.containers[id]
 	if c == nil {
-		p.mu.Unlock()
-		return failure(initproto.FailNotFound, "start container", unix.ESRCH)
+		return nil, failure(initproto.FailNotFound, what, unix.ESRCH)
 	}
-	if c.state != initproto.StateCreated {
-		p.mu.Unlock()
-		return failure(initproto.FailState, "start container", unix.EALREADY)
+	if !slices.Contains(in, c.state) {
+		return nil, failure(initproto.FailState, what, unix.EALREADY)
 	}
 	c.state = initproto.StateStarting
-	p.mu.Unlock()
+	return c, initproto.Message{}
+}
 
-	reply := p.launch(c)
+// giveUpPrepared ends a prepared container that is not to start. Idempotent.
+func (p *pod) giveUpPrepared(id string) initproto.Message {
+	c, reply := p.claim(id, "give container up", initproto.StatePrepared)
+	if c == nil {
+		p.mu.Lock()
+		ended := p.containers[id] != nil && p.containers[id].state == initproto.StateExited
+		p.mu.Unlock()
+		if ended {
+			return done()
+		}
+		return reply
+	}
+	_ = p.children.signal(c.prepared.child.pid, unix.SIGKILL) // ESRCH: dead already
+	_, reply = p.follow(c.prepared, untilExec)                // which fails: it waits for a Done that never came
+	p.settle(c, reply)
+	return done()
+}
 
+// start brings a created or prepared container to its execve.
+func (p *pod) start(id string) initproto.Message {
+	c, reply := p.claim(id, "start container", initproto.StateCreated, initproto.StatePrepared)
+	if c == nil {
+		return reply
+	}
+	l := c.prepared
+	switch {
+	case l != nil:
+		_ = l.conn.Send(done()) // EPIPE: it is dead, and follow says of what
+	case c.plan.Hooks.View:
+		reply = failure(initproto.FailStart, "start container", initproto.ErrMalformed) // was to be prepared first
+	default:
+		l, reply = p.clone(c, nil)
+	}
+	if l != nil {
+		reply = p.launch(c, l)
+	}
+	return p.settle(c, reply)
+}
+
+// settle ends a start, with its outcome: what it needed goes.
+func (p *pod) settle(c *container, reply initproto.Message) initproto.Message {
 	failed := reply.Type == initproto.TypeFailed
 	p.mu.Lock()
 	msg := c.msg
-	c.msg, c.plan = initproto.Message{}, nil
+	c.msg, c.plan, c.prepared = initproto.Message{}, nil, nil
 	if failed { // else launch has said that it runs, and watch may have said since that it does not any more
 		c.state = initproto.StateExited
 	}
@@ -151,12 +218,12 @@ func closeAll(fds []int) {
 	}
 }
 
-// launch clones the container's init, hands it the plan, and waits until it has become the
-// container's program or failed.
-func (p *pod) launch(c *container) initproto.Message {
+// clone clones the container's init and hands it the plan, and after the plan's descriptors those of hooks. On error there
+// is the answer instead.
+func (p *pod) clone(c *container, hooks []int) (*starting, initproto.Message) {
 	s, err := pipes(c.plan.Stdin && !c.plan.Process.Terminal)
 	if err != nil {
-		return failure(initproto.FailStart, "make stdio", err)
+		return nil, failure(initproto.FailStart, "make stdio", err)
 	}
 	b := birth{role: "container", title: "crisp-init: container " + short(c.id), clone: unix.CLONE_NEWNS, cgroupFD: -1}
 	b.oomScore = oomArgument(&c.plan.Process)
@@ -170,6 +237,7 @@ func (p *pod) launch(c *container) initproto.Message {
 	if c.plan.LogFD >= 0 { // taken by the sink; its place must stay filled
 		run.FDs[c.plan.LogFD] = 0
 	}
+	run.FDs = append(run.FDs, hooks...)
 	switch {
 	case c.plan.PID == initproto.PIDNew:
 		b.clone |= unix.CLONE_NEWPID
@@ -182,19 +250,22 @@ func (p *pod) launch(c *container) initproto.Message {
 		if err != nil {
 			s.closeChild()
 			closeAll(s.ours[:])
-			return failStep("enter PID namespace", err)
+			return nil, failStep("enter PID namespace", err)
 		}
-		defer b.status.close()
 		added := [joinFDs]int{joinPIDNS: j.ns, joinStatus: b.status.write, joinProcfs: j.procfs}
 		run.FDs = append(run.FDs, added[:]...)
 	}
-	l, reply := p.run(b, &s, run)
+	return p.begin(b, s, run)
+}
+
+// launch waits until the container's init has become the container's program or failed.
+func (p *pod) launch(c *container, s *starting) initproto.Message {
+	l, reply := p.follow(s, untilExec)
 	if reply.Type == initproto.TypeFailed {
-		closeAll(s.ours[:])
 		return reply
 	}
 	p.mu.Lock()
-	c.adopt(l, &s)
+	c.adopt(l, &s.stdio)
 	c.child, c.startedAt, c.state = l.child, l.at, initproto.StateRunning
 	c.procfs = l.procfs
 	p.mu.Unlock()
@@ -211,12 +282,24 @@ type launched struct {
 	warnings []string
 }
 
-// run forks a child and speaks with it until execve, or until it has a successor (b.status is not nil) and then that one's. It
-// closes the child's ends of s and b.status.
-func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.Message) {
+// starting is a child between its clone and its execve, or its successor's.
+type starting struct {
+	child   *child
+	conn    *initproto.Conn // to it
+	stdio   stdio           // our ends
+	status  *statusPipe     // of its successor; nil: it has none
+	console int             // pty master, -1 without
+	procfs  *procfs
+	sendErr error // of what it was sent
+}
+
+// begin forks a child and hands it m. It takes over s and b.status. On error there is the answer instead.
+func (p *pod) begin(b birth, s stdio, m initproto.Message) (*starting, initproto.Message) {
+	l := &starting{stdio: s, status: b.status, console: -1}
 	ours, theirs, err := initproto.Pair()
 	if err != nil {
 		s.closeChild()
+		l.close()
 		return nil, failure(initproto.FailStart, "make socket", err)
 	}
 	b.files = [4]int{s.child[0], s.child[1], s.child[2], theirs}
@@ -231,24 +314,57 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 		if cerr == nil {
 			_ = conn.Close() // nothing was said
 		}
+		if ch != nil && b.status != nil {
+			p.children.settle()
+		}
+		l.close()
 		return nil, failStep("clone process", err)
 	}
-	defer conn.Close()
-	settle := func() {}
-	if b.status != nil {
-		settle = sync.OnceFunc(p.children.settle)
-		defer settle()
-	}
-	l := &launched{child: ch, console: -1}
-	giveUp := func(f initproto.Message) (*launched, initproto.Message) {
-		closeAll([]int{l.console})
-		l.procfs.close()
-		return nil, f
-	}
-	// A child that dies early does not read: EPIPE here, and the reason below.
-	sendErr := conn.Send(m)
+	// A child that dies early does not read: EPIPE here, and the reason is follow's.
+	l.child, l.conn, l.sendErr = ch, conn, conn.Send(m)
 	if b.status != nil {
 		b.status.closeWrite()
+	}
+	return l, initproto.Message{}
+}
+
+// close closes what we have of a child that is not to run.
+func (s *starting) close() {
+	closeAll(s.stdio.ours[:])
+	closeAll([]int{s.console})
+	s.console = -1
+	s.procfs.close()
+	if s.status != nil {
+		s.status.close()
+	}
+}
+
+// stage is how far follow goes.
+type stage uint8
+
+const (
+	untilHooks stage = iota // the child waits for Done there
+	untilExec               // or its successor's, if it has one
+)
+
+// follow speaks with the child until it has come so far, or has failed: then it is dead, and s closed. It answers
+// Started or Failed. It may be called again only if the child waits at its hooks.
+func (p *pod) follow(s *starting, to stage) (*launched, initproto.Message) {
+	ch, conn := s.child, s.conn
+	l := &launched{child: ch, console: s.console, procfs: s.procfs}
+	settle := func() {}
+	if s.status != nil {
+		settle = sync.OnceFunc(p.children.settle)
+	}
+	over := func() { // with the child as such
+		settle()
+		_ = conn.Close() // all was said
+	}
+	giveUp := func(f initproto.Message) (*launched, initproto.Message) {
+		over()
+		s.console, s.procfs = l.console, l.procfs
+		s.close()
+		return nil, f
 	}
 	execing := false
 	for {
@@ -257,6 +373,12 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 			break
 		}
 		switch r.Type {
+		case initproto.TypeAtHooks:
+			if to == untilHooks {
+				s.console, s.procfs = l.console, l.procfs
+				started := initproto.Started{PID: ch.pid, At: time.Now().UnixNano()}
+				return nil, initproto.Message{Type: initproto.TypeStarted, Body: started.Encode()}
+			}
 		case initproto.TypeConsole:
 			if len(r.FDs) == 1 {
 				l.console = r.TakeFD(0)
@@ -271,13 +393,13 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 			}
 		case initproto.TypeBorn:
 			born, err := initproto.DecodeBorn(r.Body)
-			if err != nil || b.status == nil || execing {
+			if err != nil || s.status == nil || execing {
 				break
 			}
 			l.child, l.warnings, execing = p.children.adopt(born.PID), born.Warnings, true
 			settle()
-			if s := b.status.outcome(l.child, born.Program); s != nil {
-				return giveUp(s.message())
+			if failed := s.status.outcome(l.child, born.Program); failed != nil {
+				return giveUp(failed.message())
 			}
 		case initproto.TypeFailed:
 			<-ch.done
@@ -294,12 +416,16 @@ func (p *pod) run(b birth, s *stdio, m initproto.Message) (*launched, initproto.
 			if ch.status.Signal() == unix.SIGKILL {
 				f.Errno = uint32(unix.ENOMEM) // nobody else kills it: the memory limit did
 			}
-		case sendErr != nil:
-			f.Text = sendErr.Error()
+		case s.sendErr != nil:
+			f.Text = s.sendErr.Error()
 		default:
 			f.Text = "the init ended with status " + itoa(ch.status.ExitStatus()) + " before it could run the command"
 		}
 		return giveUp(initproto.Message{Type: initproto.TypeFailed, Body: f.Encode()})
+	}
+	over()
+	if s.status != nil {
+		s.status.close()
 	}
 	l.at = time.Now()
 	started := initproto.Started{PID: l.child.pid, At: l.at.UnixNano(), Warnings: l.warnings}
@@ -469,7 +595,6 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	if err != nil {
 		return failStep("make status pipe", err)
 	}
-	defer status.close()
 	b := birth{role: "exec", title: "crisp-init: exec in " + short(c.id), cgroupFD: -1, status: status}
 	b.oomScore = oomArgument(&x.Process)
 	if x.CgroupFD >= 0 {
@@ -485,7 +610,11 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 		fds, inner.ProcsFD = append(fds, m.FDs[x.ProcsFD]), execProcs
 	}
 	s := stdio{child: [3]int{m.TakeFD(0), m.TakeFD(1), m.TakeFD(2)}, ours: [3]int{-1, -1, -1}}
-	l, reply := p.run(b, &s, initproto.Message{Type: initproto.TypeRun, Body: inner.Encode(), FDs: fds})
+	var l *launched
+	starting, reply := p.begin(b, s, initproto.Message{Type: initproto.TypeRun, Body: inner.Encode(), FDs: fds})
+	if starting != nil {
+		l, reply = p.follow(starting, untilExec)
+	}
 	if reply.Type == initproto.TypeFailed {
 		// With the container's first process the kernel ends its PID namespace: clone(2) says ENOMEM then, and who
 		// was born before is killed. Both look like a want of memory.

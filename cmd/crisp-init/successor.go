@@ -41,17 +41,14 @@ type succession struct {
 	say chan initproto.Message // the last word to the pod init, and the end of this process
 }
 
-// prepareSuccession makes the calling thread one whose child will be born in the PID namespace, with none of our
+// prepareSuccession makes the calling thread one whose child will be born with none of our
 // descriptors but those below controlFD and status.
 //
-// Needs: CAP_SYS_ADMIN in the user namespaces of both PID namespaces. Runs on: the locked main thread, which from here on has a table of
+// Runs on: the locked main thread, which from here on has a table of
 // descriptors of its own; all other threads keep the old one.
-func prepareSuccession(pidNS, status int, control *initproto.Conn) (*succession, *step) {
+func prepareSuccession(status int, control *initproto.Conn) (*succession, *step) {
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return nil, failed("prepare process", &sys.Error{Op: "unshare CLONE_FILES", Err: err})
-	}
-	if err := unix.Setns(pidNS, unix.CLONE_NEWPID); err != nil {
-		return nil, failed("enter PID namespace", &sys.Error{Op: "setns pid", Err: err})
 	}
 	// Always another number: the control socket was the first of ours, and what came through it lies above.
 	if err := unix.Dup3(status, statusFD, unix.O_CLOEXEC); err != nil && status != statusFD {
@@ -63,6 +60,16 @@ func prepareSuccession(pidNS, status int, control *initproto.Conn) (*succession,
 		os.Exit(0)
 	}()
 	return n, nil
+}
+
+// enter makes the calling thread one whose children are born in the PID namespace.
+//
+// Needs: CAP_SYS_ADMIN in the user namespaces of both PID namespaces. Runs on: the locked main thread.
+func (n *succession) enter(pidNS int) *step {
+	if err := unix.Setns(pidNS, unix.CLONE_NEWPID); err != nil {
+		return failed("enter PID namespace", &sys.Error{Op: "setns pid", Err: err})
+	}
+	return nil
 }
 
 // fork makes the successor and ends this process. It returns only on failure, while the control socket is still there.

@@ -20,6 +20,9 @@
 //	  │                               │◀── Failed{step, errno} or EOF │  EOF after Done: execve succeeded
 //	  │                               │◀─ or Born{pid}, if others are in its PID namespace; then EOF of a pipe
 //	  │◀──────── Started{pid} | Failed│
+//	  │ Prepare (only with hooks) ───▶│ clone+exec, Run ─────────────▶│  mounts
+//	  │◀────────────── Started{pid}   │◀───────────────────── AtHooks │  waits
+//	  │ Start ───────────────────────▶│ Done ────────────────────────▶│  … and goes on as above
 //	  │ Exec (stdio fds) ────────────▶│ … the same, Run with Join …
 //	  │◀──────── Started{pid} | Failed│
 //	  │◀──── Exited (after the journal│ record is written)

@@ -25,6 +25,8 @@ const (
 	TypeCloseStdin                 // daemon → pod init: ID
 	TypeProcfs                     // first process of a PID namespace → pod init: fd of a detached procfs of it
 	TypeBorn                       // container init → pod init: Born; its successor has no connection of its own
+	TypePrepare                    // daemon → pod init: ID + fds of the host's mount tree and of config.json; reply Started: it waits before pivot_root(2)
+	TypeAtHooks                    // container init → pod init: waiting there; reply Done
 )
 
 // Setup is the body of TypeSetup.
@@ -110,7 +112,7 @@ const (
 // whose meaning the type gives.
 type Target struct {
 	ID     string
-	Number int64 // Signal: the signal; Attach: Attach* bits
+	Number int64 // Signal: the signal; Attach: Attach* bits; Start: 1 gives a prepared container up
 }
 
 // Encode returns the body.
@@ -208,6 +210,7 @@ const (
 	StateStarting
 	StateRunning
 	StateExited
+	StatePrepared // waits for Start, its hooks of the runtime namespace run
 )
 
 // ContainerInfo is one line of a Listing.

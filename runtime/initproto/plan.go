@@ -23,6 +23,30 @@ type Process struct {
 	Terminal       bool
 	// Keyring is the name of the session keyring to make and join, session-keyring(7).
 	Keyring string
+
+	// AppArmor is the profile to change to at execve, SELinux the label; "": none.
+	AppArmor, SELinux string
+}
+
+// Hook is a program that runs at one point of a start (OCI runtime-spec, config.md "POSIX-platform Hooks").
+type Hook struct {
+	Path    string // absolute
+	Args    []string
+	Env     []string
+	Timeout int64 // seconds; 0: no limit
+}
+
+// Hooks are what a container's init does for hooks.
+type Hooks struct {
+	// View: before pivot_root(2) the init shows itself the host's file tree, says AtHooks and waits. Two descriptors more come
+	// with Run: a detached copy of the host's mount tree, and the text of config.json.
+	View bool
+	// Bundle is the container's bundle in that tree; Hide, above it, is covered by a directory that has nothing
+	// but the bundle. Absolute and clean.
+	Bundle, Hide    string
+	State           string // the OCI state in JSON after "status" and "pid": `"id":"…",…}`
+	CreateContainer []Hook // run in the host's file tree
+	StartContainer  []Hook // run in the container's
 }
 
 // Rlimit is one setrlimit(2).
@@ -113,6 +137,8 @@ type Container struct {
 
 	Stdin     bool
 	StdinOnce bool
+
+	Hooks Hooks
 }
 
 // Exec is the body of TypeExec. Descriptors: stdin, stdout, stderr (three), then as the
@@ -146,6 +172,8 @@ func (p *Process) encode(e *encoder) {
 	list(e, p.Rlimits, func(e *encoder, r Rlimit) { e.uint(uint64(r.Resource)); e.uint(r.Soft); e.uint(r.Hard) })
 	e.bool(p.Terminal)
 	e.string(p.Keyring)
+	e.string(p.AppArmor)
+	e.string(p.SELinux)
 }
 
 func (p *Process) decode(d *decoder) {
@@ -168,6 +196,32 @@ func (p *Process) decode(d *decoder) {
 	})
 	p.Terminal = d.bool()
 	p.Keyring = d.string()
+	p.AppArmor, p.SELinux = d.string(), d.string()
+}
+
+func (h *Hooks) encode(e *encoder) {
+	e.bool(h.View)
+	e.string(h.Bundle)
+	e.string(h.Hide)
+	e.string(h.State)
+	for _, l := range [][]Hook{h.CreateContainer, h.StartContainer} {
+		list(e, l, func(e *encoder, k Hook) {
+			e.string(k.Path)
+			e.strings(k.Args)
+			e.strings(k.Env)
+			e.int(k.Timeout)
+		})
+	}
+}
+
+func (h *Hooks) decode(d *decoder) {
+	h.View = d.bool()
+	h.Bundle, h.Hide, h.State = d.string(), d.string(), d.string()
+	for _, l := range []*[]Hook{&h.CreateContainer, &h.StartContainer} {
+		*l = unlist(d, func(d *decoder) Hook {
+			return Hook{Path: d.string(), Args: d.strings(), Env: d.strings(), Timeout: d.int()}
+		})
+	}
 }
 
 func pairs(e *encoder, l [][2]string) {
@@ -217,6 +271,7 @@ func (c *Container) Encode() []byte {
 	e.int(int64(c.LogFD))
 	e.bool(c.Stdin)
 	e.bool(c.StdinOnce)
+	c.Hooks.encode(e)
 	return e.b
 }
 
@@ -249,6 +304,7 @@ func DecodeContainer(b []byte, nfds int) (*Container, error) {
 	c.LogFD = int(d.int())
 	c.Stdin = d.bool()
 	c.StdinOnce = d.bool()
+	c.Hooks.decode(d)
 	if err := d.end(); err != nil {
 		return nil, err
 	}

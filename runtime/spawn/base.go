@@ -90,7 +90,7 @@ type thread struct {
 // startThread makes the base mount namespace and the thread in it.
 //
 // The namespace has a read-only tmpfs as root and in it: an unmasked /proc and /sys (a user
-// namespace may mount its own only where it sees a whole one), /root, /shm and /pids, empty mount points. A pod
+// namespace may mount its own only where it sees a whole one), /root, /shm, /pids and /host, empty mount points. A pod
 // init gets a copy of it, a container a copy of that: starting one costs three mounts, not the
 // host's thousands.
 //
@@ -190,7 +190,7 @@ func enterBase(scratch string) error {
 		return err
 	}
 	defer unix.Close(root)
-	for _, dir := range []string{"proc", "sys", "root", "shm", "pids"} {
+	for _, dir := range []string{"proc", "sys", "root", "shm", "pids", "host"} {
 		if err := unix.Mkdirat(root, dir, 0o555); err != nil {
 			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 		}

@@ -89,12 +89,17 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 		return nil, err
 	}
 	p.Keyring = "_ses." + a.ID
+	h, err := compileHooks(a, userns)
+	if err != nil {
+		return nil, err
+	}
 	c.plan = initproto.Container{
 		ID: a.ID, TargetID: a.TargetID, Process: *p,
 		RootReadonly: s.Root.Readonly,
 		NullFD:       -1, CgroupFD: -1, TasksFD: -1, ProcsFD: -1, LogFD: -1,
 		Masked: s.Linux.MaskedPaths, Readonly: s.Linux.ReadonlyPaths,
 		Stdin: a.Stdin, StdinOnce: a.StdinOnce,
+		Hooks: *h,
 	}
 	switch a.PID {
 	case PIDPrivate:

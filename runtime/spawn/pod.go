@@ -412,7 +412,7 @@ func (p *Pod) Create(ctx context.Context, a ContainerArgs) error {
 	return err
 }
 
-// Start runs a created container. A *StartError says that its process could not be started; the container
+// Start runs a created or prepared container. A *StartError says that its process could not be started; the container
 // is exited then.
 func (p *Pod) Start(ctx context.Context, id string) (pid int, startedAt time.Time, err error) {
 	r, err := p.target(ctx, initproto.TypeStart, id, 0)
@@ -509,6 +509,8 @@ const (
 	InitStarting InitState = InitState(initproto.StateStarting)
 	InitRunning  InitState = InitState(initproto.StateRunning)
 	InitExited   InitState = InitState(initproto.StateExited)
+	// InitPrepared: between Prepare and Start.
+	InitPrepared InitState = InitState(initproto.StatePrepared)
 )
 
 // List returns all containers the pod init holds.

@@ -33,8 +33,8 @@ var (
 	ErrState = errors.New("container is in the wrong state")
 	// ErrInvalid is returned for a specification that cannot be compiled.
 	ErrInvalid = errors.New("invalid container specification")
-	// ErrUnsupported is returned for something this kernel lacks.
-	ErrUnsupported = errors.New("not supported by this kernel")
+	// ErrUnsupported is returned for something this kernel or crisp lacks.
+	ErrUnsupported = errors.New("not supported")
 )
 
 // A StartError says that a container's (or exec'd) process could not be
@@ -120,7 +120,7 @@ const (
 // ContainerArgs describe a container to Create.
 type ContainerArgs struct {
 	ID string // 64 hex digits
-	// Spec is the OCI runtime specification: Process, Mounts, Hostname unused,
+	// Spec is the OCI runtime specification: Process, Mounts, Hooks, Hostname unused,
 	// Linux.{MaskedPaths,ReadonlyPaths,Devices,Namespaces (cgroup only)}. Linux.Resources and
 	// Linux.Seccomp are not read: the cgroup is made by the caller, the filter comes compiled.
 	// Mounts: type "bind" (options bind/rbind, ro/rw/rro, private/rprivate/rslave/rshared, nosuid, nodev,
@@ -146,6 +146,10 @@ type ContainerArgs struct {
 
 	PID      PIDMode
 	TargetID string
+
+	// Bundle is the directory of the container with its config.json, as hooks are told; BundleRoot, above it, is what
+	// they do not get to see otherwise. Absolute and clean. Read only if Spec has hooks.
+	Bundle, BundleRoot string
 
 	Seccomp      []byte   // struct sock_filter array; nil: unconfined
 	SeccompFlags uint32   // seccomp(2) SECCOMP_FILTER_FLAG_*
