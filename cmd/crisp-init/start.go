@@ -426,6 +426,7 @@ func (p *pod) follow(s *starting, to stage) (*launched, initproto.Message) {
 	over()
 	if s.status != nil {
 		s.status.close()
+		<-ch.done // it has said all, and must be gone from its cgroup before its successor's end can be heard of
 	}
 	l.at = time.Now()
 	started := initproto.Started{PID: l.child.pid, At: l.at.UnixNano(), Warnings: l.warnings}

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -304,6 +305,65 @@ func TestStopEndsAHook(t *testing.T) {
 				c.remove()
 			})
 		})
+	}
+}
+
+// A hook has the host's rights, so no container may see it: not even one that shares its processes.
+func TestHooksOfSharedProcesses(t *testing.T) {
+	w, dir := cdiWorld(t)
+	h := hookDir{t, t.TempDir()}
+	describe(t, dir, "create", hooks(hook("createContainer", h.script("a", "/usr/bin/readlink /proc/self/ns/pid > "+h.dir+"/pid\n/usr/bin/readlink /proc/self/ns/mnt > "+h.dir+"/mnt"), "")))
+	describe(t, dir, "start", hooks(hook("startContainer", "/payload", `,"args":["payload","true"]`)))
+	podShare, containerShare := withNamespaces(func(ns *runtimeapi.NamespaceOption) { ns.Pid = runtimeapi.NamespaceMode_POD })
+	p := w.pod(t, podShare)
+	c := p.run([]string{"sleep"}, withCDI("create"), containerShare)
+	inside := namespaces(t, c.anyPID())
+	if got := h.lines("pid"); len(got) != 1 || got[0] != namespaces(t, w.PID)["pid"] {
+		t.Errorf("the hook ran in PID namespace %q, want the host's", got)
+	}
+	if got := h.lines("mnt"); len(got) != 1 || got[0] != inside["mnt"] {
+		t.Errorf("the hook ran in mount namespace %q, want %s", got, inside["mnt"])
+	}
+	_, err := p.tryCreate([]string{"true"}, withCDI("start"), containerShare)
+	wantCode(t, err, codes.Unimplemented, "startContainer hook", "shares a PID namespace")
+	// Of its own it may have them, but not with the power to trace its own init.
+	alone := w.pod(t)
+	trace := func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_PTRACE"}}
+	}
+	if _, err := alone.tryCreate([]string{"true"}, withCDI("start")); err != nil {
+		t.Error(err)
+	}
+	_, err = alone.tryCreate([]string{"true"}, withCDI("start"), trace)
+	wantCode(t, err, codes.Unimplemented, "startContainer hook", "CAP_SYS_PTRACE")
+}
+
+func TestHooksOfAUserNamespace(t *testing.T) {
+	w, dir := cdiWorld(t)
+	h := hookDir{t, t.TempDir()}
+	// What is in the way to a bundle below /var/lib or to the test's directories everybody may pass; of a test's node not.
+	for d := h.dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(w.StateDir, 0o755), os.Chmod(h.dir, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	describe(t, dir, "d", hooks(
+		hook("createRuntime", h.script("host", "/usr/bin/id -u > "+h.dir+"/host.uid; /bin/cat /proc/self/uid_map > "+h.dir+"/host.map"), ""),
+		hook("createContainer", h.script("inside", `
+/bin/cat /proc/self/uid_map > `+h.dir+`/inside.map
+BUNDLE=$(printf '%s' "$STATE" | /bin/sed 's/.*"bundle":"\([^"]*\)".*/\1/')
+/bin/grep -q rootfs $BUNDLE/config.json
+echo made > $BUNDLE/rootfs/made`), "")))
+	p := w.usernsPod(t)
+	got := p.output([]string{"cat", "/made", ",", "stat", "/made"}, withCDI("d"))
+	if !strings.HasPrefix(got, "made\n") || !strings.Contains(got, "uid=0 ") {
+		t.Errorf("got %q, want the file, of the pod's root", got)
+	}
+	if h.read("host.map") == h.read("inside.map") {
+		t.Errorf("the createContainer hook ran with the mapping %q, want the pod's", h.read("inside.map"))
 	}
 }
 
