@@ -10,6 +10,7 @@ GO       ?= go
 PKGS     ?= ./...
 FUZZTIME ?= 20s
 PREFIX   ?= /usr/local
+SYSCONFDIR ?= /etc
 DESTDIR  ?=
 
 .PHONY: help
@@ -86,8 +87,12 @@ bench-peers: build ## Build containerd and runc from their Go modules and run be
 	hack/bench-peers.sh run $(BENCH)
 
 .PHONY: install
-install: build ## Install both binaries into $(PREFIX)/bin (DESTDIR is honoured).
-	install -D -t $(DESTDIR)$(PREFIX)/bin bin/crispd bin/crisp-init
+install: build ## Install binaries, systemd units, sysctls and a configuration into $(PREFIX) and /etc (DESTDIR is honoured).
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) hack/packaging/install
+
+.PHONY: deb
+deb: ## Build a Debian package, out/crisp_VERSION_ARCH.deb.
+	hack/packaging/deb
 
 .PHONY: clean
 clean: ## Remove what was built.

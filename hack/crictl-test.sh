@@ -78,7 +78,7 @@ b=$((16#${tag:0:2} % 64 + 192)) c=$((16#${tag:2:2}))
 serve=(serve --config /dev/null --state-root "$work/state" --run-root "$run/run" --socket "$run/crisp.sock"
 	--set network.mode=bridge --set "network.bridge=crisp-$tag" --set "network.table=crisp_$tag" --set "network.netns_dir=$run/netns"
 	--set "network.subnets=[\"10.$b.$c.0/24\", \"fd63:7269:${tag:0:4}::/64\"]"
-	--set "cgroup.root=/crisp-$tag" --set "image.certs_dir=$work/certs.d")
+	--set cgroup.driver=cgroupfs --set "cgroup.root=/crisp-$tag" --set "image.certs_dir=$work/certs.d")
 start_crispd() {
 	bin/crispd "${serve[@]}" >>"$work/crispd.log" 2>&1 &
 	crispd_pid=$!

@@ -726,6 +726,31 @@ func (f fakeCgroups) CreatePod(ctx context.Context, p string) (bool, error) {
 	return true, nil
 }
 
+func (f fakeCgroups) Adopt(ctx context.Context, p cgroup.PodInit) error {
+	if err := f.op(ctx, "cgroup.Adopt"); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if leaf := f.cgroups[f.InitPath(p.PodPath, p.PodID)]; leaf == nil {
+		return fmt.Errorf("%w: %s has no leaf", cgroup.ErrNotFound, p.PodPath)
+	}
+	return nil
+}
+
+func (f fakeCgroups) Owned(p string) bool { return path.Dir(p) == "/root" }
+
+func (f fakeCgroups) OwnPods() (map[string]string, error) {
+	names, err := f.Children("/root")
+	own := map[string]string{}
+	for _, name := range names {
+		own[strings.TrimPrefix(name, "pod")] = path.Join("/root", name)
+	}
+	return own, err
+}
+
+func (f fakeCgroups) ValidPodPath(p string) bool { return path.IsAbs(p) }
+
 func (f fakeCgroups) RemovePod(ctx context.Context, p string) error {
 	if err := f.op(ctx, "cgroup.RemovePod"); err != nil {
 		return err

@@ -99,7 +99,14 @@ type Cgroups interface {
 	InitPath(podPath, podID string) string
 	ContainerPath(podPath, containerID string) string
 	CreatePod(ctx context.Context, path string) (created bool, err error)
+	// Adopt is called once the pod's init lives, and before anything is made below the pod-level cgroup but its leaf.
+	Adopt(ctx context.Context, p cgroup.PodInit) error
 	RemovePod(ctx context.Context, path string) error
+	// Owned says that a pod-level cgroup is the pod's alone, whoever made it.
+	Owned(podPath string) bool
+	// OwnPods finds the pod-level cgroups of pods without a parent of the kubelet's, by their ids.
+	OwnPods() (map[string]string, error)
+	ValidPodPath(podPath string) bool
 	Children(path string) ([]string, error)
 	Open(path string) Cgroup
 }

@@ -42,6 +42,8 @@ type pod struct {
 	now   atomic.Pointer[podNow]
 	init  atomic.Pointer[PodInit] // nil when there is none that answers
 	gate  gate                    // of what makes or starts containers
+	// adopted ends when systemd knows the pod's cgroup, or does not; nil of pods that are not of this daemon's making. Owned as draft is.
+	adopted *call[struct{}]
 
 	// guarded by Manager.mu
 	containers map[string]*container
@@ -272,7 +274,14 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 			undo: func(ctx context.Context) error { return m.teardownNetwork(ctx, p) },
 		})
 	}
-	// The init has set up its namespaces while the network was made.
+	// Both went on while the network was made: systemd's work on the pod's scope, and the init's on its namespaces.
+	add(step{name: "adopt cgroup", stays: true, do: func(ctx context.Context) error {
+		if p.adopted == nil {
+			return nil
+		}
+		_, err := p.adopted.wait(ctx)
+		return err
+	}})
 	add(step{name: "init ready", stays: true, do: func(ctx context.Context) error {
 		i, err := p.living()
 		if err != nil {
@@ -308,7 +317,7 @@ func (m *Manager) removePodCgroups(ctx context.Context, p *pod) error {
 	if err := leaf.Remove(ctx); err != nil {
 		return err
 	}
-	if p.facts().CgroupOurs || p.rec.Config.CgroupParent == "" {
+	if p.facts().CgroupOurs || m.cfg.Cgroups.Owned(p.rec.CgroupPath) {
 		return m.cfg.Cgroups.RemovePod(ctx, p.rec.CgroupPath)
 	}
 	return nil
@@ -333,10 +342,21 @@ func (m *Manager) startInit(ctx context.Context, p *pod) error {
 	h := i.Handle()
 	p.draft.Handle = &h
 	p.init.Store(&i)
+	p.adopted = newCall[struct{}](&operation{what: "adopt cgroup", object: p.object(), began: time.Now()})
+	m.owned.Go(func() { // endInit and the step of that name wait
+		p.adopted.finish(struct{}{}, m.cfg.Cgroups.Adopt(ctx, cgroup.PodInit{PodPath: p.rec.CgroupPath, PodID: p.id, PID: h.PID, Title: p.object()}))
+	})
 	return nil
 }
 
 func (m *Manager) endInit(ctx context.Context, p *pod) error {
+	if p.adopted != nil { // nobody makes anything in a cgroup that is being removed
+		select {
+		case <-p.adopted.done:
+		case <-ctx.Done():
+			return fmt.Errorf("its cgroup is still being adopted: %w", context.Cause(ctx))
+		}
+	}
 	i := p.init.Load()
 	if i == nil {
 		return nil // what there may be is killed with its cgroup

@@ -53,7 +53,7 @@ func newNode(t testing.TB) *node {
 		t.Fatal(err)
 	}
 	root := "/crisp-podsandbox-" + newID()[:8]
-	driver, err := cgroup.New(cgroup.Config{Root: root})
+	driver, err := cgroup.New(t.Context(), cgroup.Config{Root: root})
 	if err != nil {
 		t.Fatal(err)
 	}

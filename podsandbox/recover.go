@@ -151,7 +151,7 @@ func (m *Manager) loadPod(ctx context.Context, f *found, id string) {
 		return
 	case err != nil:
 		// A guess at where its processes are; only cgroups with our names are ever looked at there.
-		if rec.CgroupPath != "" && m.cfg.Cgroups.ValidateParent(rec.CgroupPath) == nil {
+		if rec.CgroupPath != "" && m.cfg.Cgroups.ValidPodPath(rec.CgroupPath) {
 			f.addParent(rec.CgroupPath)
 		}
 		m.setPodAside(ctx, id, err)
@@ -696,20 +696,19 @@ func (m *Manager) collectOrphans(ctx context.Context, podLevel []string, known f
 	for _, path := range podLevel {
 		parents[path] = true
 	}
-	own := m.cfg.Cgroups.PodPath("", "")
-	root := filepath.Dir(own)
-	children, err := m.cfg.Cgroups.Children(root)
+	own, err := m.cfg.Cgroups.OwnPods()
 	if err != nil {
 		log.Error(err, "Could not look for cgroups nobody owns, ignoring")
 	}
-	for _, name := range children {
-		if id := strings.TrimPrefix(name, filepath.Base(own)); isID(id) && !known(id) {
-			parents[filepath.Join(root, name)] = true
+	unknown := map[string]bool{}
+	for id, path := range own {
+		if isID(id) && !known(id) {
+			parents[path], unknown[path] = true, true
 		}
 	}
 	for path := range parents {
 		m.collectCgroups(ctx, path, known)
-		if filepath.Dir(path) == root && !known(strings.TrimPrefix(filepath.Base(path), filepath.Base(own))) {
+		if unknown[path] {
 			if err := m.cfg.Cgroups.RemovePod(ctx, path); err != nil {
 				log.Error(err, "Could not remove a cgroup without a pod, ignoring", "path", path)
 			}

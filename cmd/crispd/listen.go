@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,6 +40,32 @@ func listen(path string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("cannot listen: %w", err)
 	}
 	return l, nil
+}
+
+// passed is the CRI socket that systemd has opened for us (crisp.socket, sd_listen_fds(3)), nil when it has not. Its file is
+// systemd's: it stays when we end, so that whoever connects meanwhile waits for the next crispd.
+func passed(path string) (*net.UnixListener, error) {
+	files := activation.Files(true)
+	for _, f := range files {
+		defer f.Close() // FileListener duplicates
+	}
+	switch len(files) {
+	case 0:
+		return nil, nil
+	case 1:
+	default:
+		return nil, fmt.Errorf("cannot serve %d sockets of systemd's: crisp.socket may have one ListenStream", len(files))
+	}
+	l, err := net.FileListener(files[0])
+	if err != nil {
+		return nil, fmt.Errorf("cannot serve what systemd passed: %w", err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok || u.Addr().String() != path {
+		l.Close()
+		return nil, fmt.Errorf("cannot serve %s, which systemd passed: the configuration's socket is %s; make crisp.socket's ListenStream the same", l.Addr(), path)
+	}
+	return u, nil
 }
 
 func removeStale(path string) error {

@@ -5,7 +5,7 @@
 // and how it is made is in package podsandbox and below. The import arrows are
 // proved by test/arrows.
 //
-//	crispd serve     the daemon (serve.go, wire.go, lock.go)
+//	crispd serve     the daemon (serve.go, wire.go, lock.go, listen.go; watchdog.go, journal.go)
 //	crispd check     what this host offers, and what is missing (package check)
 //	crispd config    the effective configuration (config.go)
 //	crispd version   version.go
@@ -13,6 +13,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,11 @@ import (
 func main() {
 	check.RunHelper() // does not return in a child that check started
 	if err := command().Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "crispd:", err)
+		var out io.Writer = os.Stderr
+		if isJournal(os.Stderr, os.Getenv("JOURNAL_STREAM")) {
+			out = &prefixed{out, journalError}
+		}
+		fmt.Fprintln(out, "crispd:", err)
 		os.Exit(1)
 	}
 }

@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -20,7 +18,7 @@ import (
 
 // serve runs the daemon until SIGTERM or SIGINT; a second one ends it at once.
 func serve(ctx context.Context, cfg *Config) (err error) {
-	setLogLevel(cfg.LogLevel)
+	setLogging(cfg.LogLevel)
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	// Ignored, see the help text of serve; not by SIG_IGN, which every container would inherit through execve.
@@ -37,13 +35,16 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	}
 	defer lock.release()
 	// Before any goroutine of ours makes files: listen changes the umask for a moment.
-	listener, err := listen(cfg.Socket)
+	listener, err := passed(cfg.Socket)
+	if err == nil && listener == nil {
+		listener, err = listen(cfg.Socket)
+	}
 	if err != nil {
 		return err
 	}
 	defer listener.Close() // for errors before Serve owns it; after that it is closed already
 
-	p, err := assemble(cfg)
+	p, err := assemble(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -79,6 +80,11 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	server.SetReady()
 	klog.InfoS("Started serving", "version", version, "socket", cfg.Socket, "pods", len(p.pods.Pods()), "recovery", time.Since(began))
 	notify(daemon.SdNotifyReady)
+	stopWatch, err := startWatch(ctx, cfg.Socket)
+	if err != nil {
+		return errors.Join(err, stopServing(cfg, server, p, served))
+	}
+	defer stopWatch()
 
 	select {
 	case <-ctx.Done():
@@ -91,6 +97,29 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	}
 }
 
+// startWatch begins to answer systemd's watchdog, if there is one. It ends with ctx; stop waits for that.
+func startWatch(ctx context.Context, socket string) (stop func(), err error) {
+	interval := watchdogInterval()
+	if interval == 0 {
+		return func() {}, nil
+	}
+	p, err := newProbe(socket)
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch itself: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		watch(ctx, interval, p.ask, func() { notify(daemon.SdNotifyWatchdog) })
+	}()
+	return func() {
+		cancel()
+		<-done
+		_ = p.close() // nothing was written
+	}, nil
+}
+
 // stopServing lets running calls end, within drain_timeout, and waits for the server.
 func stopServing(cfg *Config, server *cri.Server, p *parts, served <-chan error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(cfg.DrainTimeout))
@@ -99,13 +128,6 @@ func stopServing(cfg *Config, server *cri.Server, p *parts, served <-chan error)
 	p.pods.Drain(ctx)
 	server.GracefulStop(ctx)
 	return <-served
-}
-
-// setLogLevel is klog's -v. klog writes to stderr, which is where systemd wants it.
-func setLogLevel(level int) {
-	var flags flag.FlagSet
-	klog.InitFlags(&flags)
-	_ = flags.Set("v", strconv.Itoa(level)) // fails for what is no number only
 }
 
 // notify tells systemd, where it asked to be told (Type=notify).

@@ -51,8 +51,8 @@ type StreamingConfig struct {
 
 // CgroupConfig says where pods' cgroups are.
 type CgroupConfig struct {
-	Driver string `toml:"driver" comment:"\"cgroupfs\". Told to the kubelet, which follows."`
-	Root   string `toml:"root" comment:"Parent of pods whose config names no cgroup_parent (crictl's); the kubelet names one."`
+	Driver string `toml:"driver" comment:"\"systemd\": pods are scopes of systemd; needs cgroup v2. \"cgroupfs\": directories. \"auto\": systemd where it runs and cgroups are v2, else cgroupfs. Told to the kubelet, which follows; so change it while the node has no pods"`
+	Root   string `toml:"root" comment:"Parent of pods whose config names no cgroup_parent (crictl's); the kubelet names one. With the systemd driver a slice: /crisp is crisp.slice"`
 }
 
 // NetworkConfig says how pods get their network.
@@ -100,7 +100,7 @@ func Defaults() *Config {
 		RunRoot:      "/run/crisp",
 		LogLevel:     2,
 		DrainTimeout: Duration(30 * time.Second),
-		Cgroup:       CgroupConfig{Driver: "cgroupfs", Root: "/crisp"},
+		Cgroup:       CgroupConfig{Driver: "auto", Root: "/crisp"},
 		Network: NetworkConfig{
 			Mode:             "auto",
 			CNIConfDir:       cni.DefaultConfDir,
@@ -180,8 +180,8 @@ func (c *Config) Validate() error {
 	if c.DrainTimeout < 0 {
 		wrong("drain_timeout", time.Duration(c.DrainTimeout), "no negative duration")
 	}
-	if c.Cgroup.Driver != "cgroupfs" {
-		wrong("cgroup.driver", c.Cgroup.Driver, `"cgroupfs"`)
+	if !slices.Contains([]string{"auto", "cgroupfs", "systemd"}, c.Cgroup.Driver) {
+		wrong("cgroup.driver", c.Cgroup.Driver, `"auto", "cgroupfs" or "systemd"`)
 	}
 	errs = append(errs, c.Network.validate()...)
 	errs = append(errs, c.Image.validate()...)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 type parts struct {
 	images  *image.Store
 	cgroups *cgroup.Driver
+	driver  string // of cgroups: "cgroupfs" or "systemd"
 	network network.Network
 	spawner *spawn.Spawner
 	pods    *podsandbox.Manager
@@ -35,7 +37,7 @@ type parts struct {
 
 // assemble opens every package in the order in which they need each other. On
 // error all that was opened is closed again.
-func assemble(cfg *Config) (_ *parts, err error) {
+func assemble(ctx context.Context, cfg *Config) (_ *parts, err error) {
 	p := &parts{}
 	defer func() {
 		if err != nil {
@@ -47,8 +49,11 @@ func assemble(cfg *Config) (_ *parts, err error) {
 	}
 	p.closers = append(p.closers, p.images.Close)
 
-	if p.cgroups, err = cgroup.New(cgroup.Config{Root: cfg.Cgroup.Root}); err != nil {
+	if p.driver, err = cgroupDriver(cfg); err != nil {
 		return nil, fmt.Errorf("cannot use cgroups: %w", err)
+	}
+	if p.cgroups, err = cgroup.New(ctx, cgroup.Config{Systemd: p.driver == "systemd", Root: cfg.Cgroup.Root}); err != nil {
+		return nil, fmt.Errorf("cannot use cgroups (cgroup.driver is %s): %w", p.driver, err)
 	}
 	p.closers = append(p.closers, p.cgroups.Close)
 
@@ -112,6 +117,18 @@ func assemble(cfg *Config) (_ *parts, err error) {
 }
 
 // close ends the daemon's side of everything. Pods live on.
+// cgroupDriver is cgroup.driver, with "auto" decided.
+func cgroupDriver(cfg *Config) (string, error) {
+	if cfg.Cgroup.Driver != "auto" {
+		return cfg.Cgroup.Driver, nil
+	}
+	systemd, err := cgroup.UseSystemd()
+	if systemd {
+		return "systemd", err
+	}
+	return "cgroupfs", err
+}
+
 func (p *parts) close() error {
 	var errs []error
 	for len(p.closers) > 0 {
@@ -187,7 +204,7 @@ func criConfig(cfg *Config, p *parts, host cri.Host, streaming cri.StreamingConf
 		Network:             p.network,
 		Host:                host,
 		Version:             version,
-		CgroupDriver:        cfg.Cgroup.Driver,
+		CgroupDriver:        p.driver,
 		CheckCgroupParent:   p.cgroups.ValidateParent,
 		Handlers:            cfg.Runtime.Handlers,
 		DefaultCapabilities: cfg.Runtime.DefaultCapabilities,

@@ -15,10 +15,11 @@ import (
 
 // Config of a [Driver].
 type Config struct {
-	// Systemd selects the systemd driver, whose parents are slices. Not available yet: New returns ErrUnsupported.
+	// Systemd selects the systemd driver, whose parents are slices. It needs cgroup v2.
 	Systemd bool
 	// Root is the parent of pods that come without a cgroup_parent, an absolute
 	// path below the hierarchies' roots, "" meaning "/crisp". It is made when needed and stays.
+	// For the systemd driver it names a slice: /crisp is crisp.slice, /a/b is a-b.slice.
 	Root string
 }
 
@@ -31,6 +32,7 @@ type Driver struct {
 	config Config
 	kernel kernel
 	claims *claims
+	units  units // systemd; nil with the cgroupfs driver
 
 	mu      sync.Mutex
 	missing map[string]bool // guarded by mu: reasons, see Missing
@@ -38,8 +40,10 @@ type Driver struct {
 
 // New looks at the node's hierarchies (see Detect) and opens their roots.
 //
+// The systemd driver connects to systemd: where none answers it is an error, after ctx's end or half a minute.
+//
 // Needs: write access to the cgroup file systems; for device rules on v2 CAP_BPF or CAP_SYS_ADMIN.
-func New(config Config) (*Driver, error) {
+func New(ctx context.Context, config Config) (*Driver, error) {
 	l, err := detect()
 	if err != nil {
 		return nil, err
@@ -52,6 +56,13 @@ func New(config Config) (*Driver, error) {
 	if err != nil {
 		return nil, errors.Join(err, k.close())
 	}
+	if config.Systemd {
+		b, err := openBus(ctx)
+		if err != nil {
+			return nil, errors.Join(err, k.close())
+		}
+		d.units = b
+	}
 	// The library opens /sys/fs/cgroup at its first use, and for good. Now, and not with some privileged container: a descriptor that
 	// appears later looks like a leak. It does not matter whether there is such a file.
 	_, _ = cgroups.ReadFile(l.trees[0].dir, "cgroup.procs")
@@ -59,15 +70,20 @@ func New(config Config) (*Driver, error) {
 }
 
 func newDriver(config Config, l *layout, k kernel) (*Driver, error) {
-	if config.Systemd {
-		return nil, fmt.Errorf("%w: the systemd cgroup driver is not available yet; use cgroupfs in crispd and in the kubelet", ErrUnsupported)
+	if config.Systemd && l.mode != Unified {
+		return nil, fmt.Errorf("%w: the systemd cgroup driver needs cgroup v2, and this node's layout is %s; use cgroupfs in crispd and in the kubelet", ErrUnsupported, l.mode)
 	}
 	if config.Root == "" {
 		config.Root = defaultRoot
 	}
 	d := &Driver{layout: l, config: config, kernel: k, claims: newClaims(), missing: map[string]bool{}}
-	if err := d.ValidateParent(config.Root); err != nil {
+	if err := validPath(config.Root); err != nil {
 		return nil, fmt.Errorf("cgroup root: %w", err)
+	}
+	if config.Systemd {
+		if err := d.ValidateParent(rootSlice(config.Root)); err != nil {
+			return nil, fmt.Errorf("cgroup root %q: %w", config.Root, err)
+		}
 	}
 	if l.devices() == absent {
 		// Never run a container that can open any device.
@@ -92,10 +108,14 @@ func (d *Driver) probe() {
 
 // Close lets go of the hierarchies' roots.
 func (d *Driver) Close() error {
-	if k, ok := d.kernel.(*cgroupfs); ok {
-		return k.close()
+	var errs []error
+	if d.units != nil {
+		errs = append(errs, d.units.close())
 	}
-	return nil
+	if k, ok := d.kernel.(*cgroupfs); ok {
+		errs = append(errs, k.close())
+	}
+	return errors.Join(errs...)
 }
 
 // Mode says how the hierarchies are laid out.
@@ -124,27 +144,46 @@ func (d *Driver) report(reason string) {
 const maxPath = 2048
 
 // ValidateParent checks a cgroup_parent as the kubelet sends it: "" or an absolute path for the
-// cgroupfs driver, a slice's name for the systemd driver. The error is ErrInvalid and names it.
+// cgroupfs driver, a slice for the systemd driver (parseSlice). The error is ErrInvalid and names it.
 func (d *Driver) ValidateParent(parent string) error {
-	bad := func(why string) error {
-		return fmt.Errorf("%w: cgroup_parent %q %s", ErrInvalid, parent, why)
-	}
 	if parent == "" {
 		return nil
 	}
+	if d.config.Systemd {
+		if err := validText(parent); err != nil {
+			return err
+		}
+		if _, err := parseSlice(parent); err != nil {
+			return fmt.Errorf("%w: cgroup_parent %q %w", ErrInvalid, parent, err)
+		}
+		return nil
+	}
+	return validPath(parent)
+}
+
+// ValidPodPath reports whether a path may be one that PodPath made, of either driver: of a record that is damaged.
+func (d *Driver) ValidPodPath(podPath string) bool {
+	return validPath(podPath) == nil
+}
+
+// validText refuses what no path is made of.
+func validText(parent string) error {
 	if len(parent) > maxPath {
 		return fmt.Errorf("%w: cgroup_parent of %d bytes is longer than %d", ErrInvalid, len(parent), maxPath)
 	}
 	if strings.ContainsFunc(parent, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' || r >= 0x202a && r <= 0x202e }) {
-		return bad("has control characters or is not UTF-8")
+		return fmt.Errorf("%w: cgroup_parent %q has control characters or is not UTF-8", ErrInvalid, parent)
 	}
-	if d.config.Systemd {
-		// systemd.slice(5): the name is the path, "a-b.slice" lies in "a.slice".
-		name := strings.TrimSuffix(parent, ".slice")
-		if name == parent || strings.Contains(name, "/") || name != "-" && slices.Contains(strings.Split(name, "-"), "") {
-			return bad("is not the name of a slice; the systemd driver needs one like kubepods-burstable.slice")
-		}
-		return nil
+	return nil
+}
+
+// validPath checks a path below the hierarchies' roots.
+func validPath(parent string) error {
+	if err := validText(parent); err != nil {
+		return err
+	}
+	bad := func(why string) error {
+		return fmt.Errorf("%w: cgroup_parent %q %s", ErrInvalid, parent, why)
 	}
 	if !strings.HasPrefix(parent, "/") {
 		return bad("is not an absolute path; the cgroupfs driver needs one like /kubepods/burstable")
@@ -160,13 +199,44 @@ func (d *Driver) ValidateParent(parent string) error {
 	return nil
 }
 
-// PodPath is the pod-level cgroup: parent, or with an empty one "<Root>/pod<podID>",
-// which belongs to the pod whoever made it.
+// PodPath is the pod-level cgroup: parent, or with an empty one "<Root>/pod<podID>"; with the systemd driver a scope below
+// parent's slice, or Root's. The parent is valid.
 func (d *Driver) PodPath(parent, podID string) string {
+	if d.config.Systemd {
+		return d.scopePath(parent, podID)
+	}
 	if parent == "" {
-		return path.Join(d.config.Root, "pod"+podID)
+		return path.Join(d.config.Root, rootPrefix+podID)
 	}
 	return path.Clean(parent)
+}
+
+const rootPrefix = "pod" // of pods' names below Root
+
+// Owned says whether a pod-level cgroup is the pod's alone by its name and place, whoever made it: below Root, or a scope. RemovePod is
+// ours to call then, in any case.
+func (d *Driver) Owned(podPath string) bool {
+	return isScope(podPath) || path.Dir(podPath) == d.config.Root && strings.HasPrefix(path.Base(podPath), rootPrefix)
+}
+
+// OwnPods finds the pod-level cgroups below Root, and below its slice, by the id of their pods. Recovery finds with it what no
+// record knows. Pods that the kubelet named a parent for are not among them.
+func (d *Driver) OwnPods() (map[string]string, error) {
+	found := map[string]string{}
+	look := func(parent string, podOf func(name string) (string, bool)) error {
+		names, err := d.Children(parent)
+		for _, name := range names {
+			if id, ok := podOf(name); ok {
+				found[id] = path.Join(parent, name)
+			}
+		}
+		return err
+	}
+	err := look(d.config.Root, func(name string) (string, bool) { return strings.CutPrefix(name, rootPrefix) })
+	if d.config.Systemd {
+		err = errors.Join(err, look(path.Dir(d.scopePath("", "")), podOfScope))
+	}
+	return found, err
 }
 
 // LeafPrefix begins the names of all cgroups that InitPath and ContainerPath name.
@@ -216,7 +286,9 @@ func (d *Driver) Children(path string) ([]string, error) {
 // enables all controllers down to its children. It is idempotent.
 //
 // created says that it existed in no hierarchy before: then RemovePod is ours to
-// call; else it is the kubelet's. (A path that PodPath made of an empty parent is ours always.)
+// call; else it is the kubelet's. (See also Owned.)
+//
+// A scope has controllers, and systemd's blessing, only after Adopt.
 //
 // Undo: on error what this call made is removed; else RemovePod.
 func (d *Driver) CreatePod(ctx context.Context, path string) (created bool, err error) {
@@ -249,7 +321,7 @@ func (d *Driver) CreatePod(ctx context.Context, path string) (created bool, err 
 			return false, undo(op("fill cpuset", kindOf(err), err))
 		}
 	}
-	if d.mode == Unified {
+	if d.mode == Unified && !isScope(path) {
 		if err := d.enableControllers(path); err != nil {
 			return false, undo(op("enable controllers", kindOf(err), err))
 		}
@@ -383,7 +455,8 @@ func without(list, other []string) []string {
 }
 
 // RemovePod removes the pod-level cgroup, not what is below it: children or processes
-// left in it are an ErrBusy that names them. It is idempotent. Config.Root stays.
+// left in it are an ErrBusy that names them. It is idempotent. Config.Root stays. A scope, which
+// is the pod's alone, goes with all that is in it.
 func (d *Driver) RemovePod(ctx context.Context, path string) error {
 	if err := ctx.Err(); err != nil {
 		return &Error{Op: "remove pod", Path: path, Err: err}
@@ -393,6 +466,9 @@ func (d *Driver) RemovePod(ctx context.Context, path string) error {
 	}
 	if path == d.config.Root { // somebody's cgroup_parent: others may be about to use it
 		return nil
+	}
+	if isScope(path) {
+		return d.removeScope(ctx, path)
 	}
 	var errs []error
 	for tree := range d.trees {

@@ -41,7 +41,20 @@ func TestValidateParent(t *testing.T) {
 		{"systemd none", systemd, "", true},
 		{"systemd slice", systemd, "kubepods-burstable-pod1_2.slice", true},
 		{"systemd root slice", systemd, "-.slice", true},
-		{"systemd path", systemd, "/kubepods.slice", false},
+		{"systemd path", systemd, "/kubepods.slice", true},
+		{"systemd path of the kubelet", systemd, "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice", true},
+		{"systemd escaped name", systemd, `a\x2db.slice`, true},
+		{"systemd path to elsewhere", systemd, "/x.slice/kubepods.slice", false},
+		{"systemd path that ends early", systemd, "/kubepods-burstable.slice", false},
+		{"systemd path with slashes", systemd, "//kubepods.slice", false},
+		{"systemd relative path", systemd, "kubepods.slice/kubepods-burstable.slice", false},
+		{"systemd cgroupfs path", systemd, "/kubepods/burstable", false},
+		{"systemd template", systemd, "a@b.slice", false},
+		{"systemd space", systemd, "a b.slice", false},
+		{"systemd first -", systemd, "-a.slice", false},
+		{"systemd last -", systemd, "a-.slice", false},
+		{"systemd long", systemd, strings.Repeat("a", 250) + ".slice", false},
+		{"systemd NUL", systemd, "a\x00.slice", false},
 		{"systemd scope", systemd, "x.scope", false},
 		{"systemd empty part", systemd, "a--b.slice", false},
 		{"systemd nothing", systemd, ".slice", false},
@@ -68,7 +81,8 @@ func TestNewRefuses(t *testing.T) {
 		l      layout
 		want   error
 	}{
-		{"systemd", Config{Systemd: true}, unifiedLayout, ErrUnsupported},
+		{"systemd on v1", Config{Systemd: true}, hybridLayout, ErrUnsupported},
+		{"systemd with a root that is no slice", Config{Systemd: true, Root: "/a b"}, unifiedLayout, ErrInvalid},
 		{"relative root", Config{Root: "crisp"}, unifiedLayout, ErrInvalid},
 		{"no way to limit devices", Config{}, noDevices, ErrUnsupported},
 	} {

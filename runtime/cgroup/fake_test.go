@@ -93,6 +93,7 @@ type fake struct {
 	written map[string]string // place and file → value, in the order of log
 	log     []string          // every change
 	fail    func(op string) error
+	onWrite func(at place, name, value string) // called under mu after a write, if set
 }
 
 func newFake(l layout) *fake {
@@ -195,6 +196,9 @@ func (f *fake) write(tree int, p, value string) error {
 	}
 	f.dirs[at][name] = v
 	f.written[f.host(tree, p)] = v
+	if f.onWrite != nil {
+		f.onWrite(at, name, value)
+	}
 	return nil
 }
 

@@ -408,15 +408,16 @@ func explainOverlay(err error) error {
 	return err
 }
 
-// lowerdirPlus: the kernel takes lower layers one by one (Linux 6.7). Probed by an option
-// of a context that is thrown away.
+// lowerdirPlus: the kernel takes lower layers one by one (Linux 6.7). Probed by an option of a context that is thrown
+// away: who knows it looks the directory up at once, and does not find it. Before 6.5 anything is taken, and looked at when the
+// mount is made.
 func lowerdirPlus() bool {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
+	return unix.FsconfigSetString(fs, "lowerdir+", "/proc/self/fd/-1") == unix.ENOENT
 }
 
 // mountOverlayOld is the path for kernels without lowerdir+: mount(2), whose options must fit one page, in the base

@@ -106,7 +106,7 @@ func (n *Node) Args() []string {
 		"serve", "--config", os.DevNull, "--state-root", n.StateDir + "/state", "--run-root", n.RunDir + "/run", "--socket", n.Socket,
 		"--set", "network.mode=bridge", // not this machine's CNI, should it have one
 		"--set", "network.bridge=" + n.Bridge, "--set", "network.table=" + n.Table, "--set", "network.netns_dir=" + n.RunDir + "/netns",
-		"--set", "network.subnets=" + n.subnets(), "--set", "cgroup.root=" + n.Cgroups,
+		"--set", "network.subnets=" + n.subnets(), "--set", "cgroup.driver=cgroupfs", "--set", "cgroup.root=" + n.Cgroups,
 	}, n.options.Args...)
 }
 
