@@ -400,6 +400,9 @@ func (c *container) resolveUser(rootfs *os.File) error {
 			id.Groups = append(slices.Clip(id.Groups), g)
 		}
 	}
+	if err := c.pod.hasIDs(&id); err != nil {
+		return err
+	}
 	c.draft.User = id
 	process.User.UID, process.User.GID, process.User.AdditionalGids = id.UID, id.GID, id.Groups
 	process.User.Username = id.Username
@@ -418,6 +421,20 @@ func (c *container) resolveUser(rootfs *os.File) error {
 	}
 	spec.Process, spec.Linux = &process, &linux
 	c.spec = &spec
+	return nil
+}
+
+// hasIDs checks that the pod's user namespace has a user: one of an image may be any, and the kernel would say EINVAL.
+func (p *pod) hasIDs(id *user.Identity) error {
+	ids := p.rec.Config.Userns
+	if ids == nil {
+		return nil
+	}
+	for _, n := range append([]uint32{id.UID, id.GID}, id.Groups...) {
+		if n >= ids.Size {
+			return fmt.Errorf("%w: user or group %d is not in the pod's user namespace, which has the ids 0 to %d", ErrInvalid, n, ids.Size-1)
+		}
+	}
 	return nil
 }
 

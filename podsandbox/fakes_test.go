@@ -54,6 +54,9 @@ type world struct {
 	lastPID int
 	oom     map[string]uint64 // by cgroup path
 
+	// noted are things done, and whether they were done for a user namespace.
+	noted map[string]bool
+
 	images  *fakeImages
 	network *fakeNetwork
 	ran     ranHooks
@@ -68,7 +71,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), fail: map[int]error{}, hooks: map[string]func(context.Context) error{},
 		inits: map[int]*fakeInit{}, journal: map[string][]spawn.Exit{}, cgroups: map[string]*fakeCgroupDir{},
-		pins: map[string]bool{}, lastPID: 1000, oom: map[string]uint64{},
+		pins: map[string]bool{}, noted: map[string]bool{}, lastPID: 1000, oom: map[string]uint64{},
 	}
 	lower := filepath.Join(w.dir, "layer")
 	if err := os.MkdirAll(filepath.Join(lower, "etc"), 0o755); err != nil {
@@ -110,6 +113,12 @@ func (w *world) op(ctx context.Context, name string) error {
 		return hook(ctx)
 	}
 	return ctx.Err()
+}
+
+func (w *world) note(what string, userns bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.noted[what] = userns
 }
 
 // reset begins to count anew, without faults.
@@ -301,6 +310,7 @@ func (w *world) Attach(ctx context.Context, h spawn.Handle, onExit func(spawn.Ex
 }
 
 func (w *world) MountRootfs(ctx context.Context, r spawn.RootfsArgs) (*os.File, error) {
+	w.note("rootfs", r.UserNS != nil)
 	if err := w.op(ctx, "spawn.MountRootfs"); err != nil {
 		return nil, err
 	}
@@ -313,6 +323,7 @@ func (w *world) MountRootfs(ctx context.Context, r spawn.RootfsArgs) (*os.File, 
 }
 
 func (w *world) MountImage(ctx context.Context, a spawn.ImageArgs) (*os.File, error) {
+	w.note("image", a.UserNS != nil)
 	if err := w.op(ctx, "spawn.MountImage"); err != nil {
 		return nil, err
 	}
@@ -804,14 +815,20 @@ func (c fakeCgroup) Create(ctx context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
-func (c fakeCgroup) Join(cgroup.Entry) (*cgroup.Join, error) {
+func (c fakeCgroup) Join(how cgroup.Entry) (*cgroup.Join, error) {
+	what := "join container"
+	if strings.HasPrefix(path.Base(c.path), cgroup.LeafPrefix+"pod-") {
+		what = "join pod"
+	}
+	c.note(what, how == cgroup.ByWriting)
 	if err := c.op(context.Background(), "cgroup.Join"); err != nil {
 		return nil, err
 	}
 	return &cgroup.Join{}, nil
 }
 
-func (c fakeCgroup) Exec(name string, _ cgroup.Entry) (Cgroup, *cgroup.Join, error) {
+func (c fakeCgroup) Exec(name string, how cgroup.Entry) (Cgroup, *cgroup.Join, error) {
+	c.note("exec", how == cgroup.ByWriting)
 	if err := c.op(context.Background(), "cgroup.Exec"); err != nil {
 		return nil, nil, err
 	}
