@@ -276,6 +276,7 @@ func (p *pod) launch(c *container, s *starting) initproto.Message {
 // launched is a child that has become the program it was meant to be.
 type launched struct {
 	child    *child
+	init     *child // child, or the one whose successor that is
 	at       time.Time
 	console  int // pty master, -1 without
 	procfs   *procfs
@@ -351,7 +352,7 @@ const (
 // Started or Failed. It may be called again only if the child waits at its hooks.
 func (p *pod) follow(s *starting, to stage) (*launched, initproto.Message) {
 	ch, conn := s.child, s.conn
-	l := &launched{child: ch, console: s.console, procfs: s.procfs}
+	l := &launched{child: ch, init: ch, console: s.console, procfs: s.procfs}
 	settle := func() {}
 	if s.status != nil {
 		settle = sync.OnceFunc(p.children.settle)
@@ -629,6 +630,7 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	}
 	go func() {
 		<-l.child.done
+		<-l.init.done // it is in the cgroup that the daemon removes now
 		p.exited(&initproto.Exited{ContainerID: x.ContainerID, ExecID: x.ExecID, Status: uint32(l.child.status), At: l.child.at.UnixNano()})
 	}()
 	return reply
