@@ -127,7 +127,7 @@ func (c *children) signal(pid int, sig unix.Signal) error {
 func (c *children) namespace(ch *child, name string) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.alive[ch.pid] == nil {
+	if c.alive[ch.pid] != ch { // its number may be another's by now
 		return -1, unix.ESRCH
 	}
 	path := "/proc/" + itoa(ch.pid) + "/ns/" + name

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"sync"
@@ -157,13 +158,17 @@ func makePlaces() error {
 type joined struct {
 	ns     int
 	procfs int // detached mount
+	// What the container then shares with others, for those that join it in turn: the procfs of its namespace, which stays
+	// its owner's, or our namespace.
+	of  *procfs
+	pid initproto.PIDMode
 }
 
 func (j *joined) close() { closeAll([]int{j.ns, j.procfs}) }
 
 // join opens the PID namespace that a container shares.
 func (p *pod) join(plan *initproto.Container) (j joined, err error) {
-	j = joined{ns: -1, procfs: -1}
+	j = joined{ns: -1, procfs: -1, pid: plan.PID}
 	ch, proc, mode := p.reaper, (*procfs)(nil), initproto.PIDReaper
 	switch {
 	case plan.PID == initproto.PIDTarget:
@@ -178,14 +183,20 @@ func (p *pod) join(plan *initproto.Container) (j joined, err error) {
 		<-p.reaperReady
 		proc = p.reaperProcfs
 	}
-	if ch == nil {
-		return j, unix.ESRCH
-	}
-	if j.ns, err = p.children.namespace(ch, "pid"); err != nil {
-		return j, err
+	if ch != nil {
+		j.ns, err = p.children.namespace(ch, "pid")
 	}
 	switch {
+	case plan.PID == initproto.PIDTarget && (ch == nil || errors.Is(err, unix.ESRCH)):
+		return j, errors.New("target container " + plan.TargetID + " is not running any more")
+	case ch == nil:
+		return j, unix.ESRCH
+	case err != nil:
+		return j, err
+	}
+	switch j.of = proc; {
 	case mode == initproto.PIDHost: // ours
+		j.pid = mode
 		j.procfs, err = sys.CreateMount("proc", nil, protections&^unix.MOUNT_ATTR_RDONLY)
 	case proc == nil:
 		err = &sys.Error{Op: "find the procfs of the processes to join", Err: unix.ENOENT}

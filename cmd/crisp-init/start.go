@@ -245,6 +245,9 @@ func (p *pod) clone(c *container, hooks []int) (*starting, initproto.Message) {
 		j, err := p.join(c.plan)
 		if err == nil {
 			defer j.close()
+			p.mu.Lock()
+			c.procfs, c.pid = j.of, j.pid
+			p.mu.Unlock()
 			b.status, err = newStatusPipe()
 		}
 		if err != nil {
@@ -267,7 +270,9 @@ func (p *pod) launch(c *container, s *starting) initproto.Message {
 	p.mu.Lock()
 	c.adopt(l, &s.stdio)
 	c.child, c.startedAt, c.state = l.child, l.at, initproto.StateRunning
-	c.procfs = l.procfs
+	if l.procfs != nil {
+		c.procfs = l.procfs
+	}
 	p.mu.Unlock()
 	go p.watch(c) // the only one that says it has exited
 	return reply

@@ -480,3 +480,71 @@ func fileTree(t *testing.T, dir string) string {
 	}
 	return b.String()
 }
+
+// On a node with many processors the kubelet masks hundreds of paths.
+func TestFiveHundredMaskedPaths(t *testing.T) {
+	w := need(t)
+	dir := t.TempDir()
+	var masked, listed []string
+	for i := range 500 {
+		name := "/file" + itoa(i)
+		if i%5 == 0 {
+			name = "/dir" + itoa(i)
+			mustWrite(t, dir+name+"/in", "secret\n")
+		} else {
+			mustWrite(t, dir+name, "secret\n")
+		}
+		masked, listed = append(masked, "/v"+name), append(listed, name[1:])
+	}
+	mustWrite(t, dir+"/plain", "plain\n")
+	slices.Sort(listed)
+	before := fileTree(t, dir)
+	c := w.pod(t).run([]string{"sleep"}, withMounts(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/v"}), withSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
+		s.MaskedPaths = masked
+	}))
+	if got := c.exec(append([]string{"cat"}, masked[1:5]...)...); got != "" {
+		t.Errorf("masked files: got %q, want nothing", got)
+	}
+	stats := c.exec(append([]string{"stat"}, masked...)...)
+	for i, line := range slices.Collect(strings.Lines(stats)) {
+		want := "rdev=1:3"
+		if i%5 == 0 {
+			want = "mode=040555"
+		}
+		if !strings.Contains(line, want) {
+			t.Errorf("got %q, want %s", line, want)
+		}
+	}
+	if got := c.exec("ls", "/v/dir0", "/v/dir495"); got != "" {
+		t.Errorf("masked directories: got %q, want nothing in them", got)
+	}
+	c.fails("touch", "/v/dir0/x")
+	for _, name := range []string{"/v/file1", "/v/dir0"} {
+		c.fails("rm", name) // a mount point
+	}
+	if got := c.exec("cat", "/v/plain"); got != "plain\n" {
+		t.Errorf("what is not masked: got %q", got)
+	}
+	if got := strings.Fields(c.exec("ls", "/v")); !slices.Equal(got, append(listed, "plain")) {
+		t.Errorf("got %d names, want all", len(got))
+	}
+	if after := fileTree(t, dir); after != before {
+		t.Error("the files behind the masks have changed")
+	}
+}
+
+// procMount Unmasked: the kubelet sends empty lists.
+func TestUnmaskedProc(t *testing.T) {
+	w := need(t)
+	p := w.pod(t)
+	c := p.run([]string{"sleep"}, withSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) { s.MaskedPaths, s.ReadonlyPaths = nil, nil }))
+	for line := range strings.Lines(c.exec("mountinfo")) {
+		if f := strings.Fields(line); strings.HasPrefix(f[4], "/proc/") {
+			t.Errorf("something is mounted over /proc: %s", line)
+		}
+	}
+	c.exec("mkfile", "/proc/sys/kernel/domainname", "unmasked") // of the pod's UTS namespace
+	if got := c.exec("cat", "/proc/sys/kernel/domainname"); got != "unmasked\n" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -15,6 +15,7 @@ func TestCompare(t *testing.T) {
 		{"nothing", Snapshot{}, Snapshot{}, ""},
 		{"the same", Snapshot{Files: {"f a": 1}}, Snapshot{Files: {"f a": 1}}, ""},
 		{"new", Snapshot{}, Snapshot{Files: {"f a": 1}}, "left behind: file f a\n"},
+		{"a file that was being written", Snapshot{FDs: {"/s/state": 1}, Threads: {"in system call 74": 1}}, Snapshot{}, ""},
 		{"gone", Snapshot{Files: {"f a": 1}}, Snapshot{}, "gone: file f a\n"},
 		{"more", Snapshot{FDs: {"pipe:[N]": 3}}, Snapshot{FDs: {"pipe:[N]": 5}}, "daemon's file descriptor pipe:[N]: 3 before, 5 after\n"},
 		{"a few sockets", Snapshot{FDs: {"socket:[N]": 3}}, Snapshot{FDs: {"socket:[N]": 11}}, ""},
