@@ -254,7 +254,7 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 		if err := m.store.may("store.writeFiles"); err != nil {
 			return err
 		}
-		return writeFiles(m.store.runDir(p.id), m.cfg.HostFiles, c, addresses(p.rec.Network))
+		return writeFiles(m.store.podDir(p.id), m.cfg.HostFiles, c, addresses(p.rec.Network))
 	}})
 	add(step{name: "cgroup",
 		do:   func(ctx context.Context) error { return m.makePodCgroups(ctx, p) },
@@ -404,7 +404,7 @@ func (m *Manager) setupNetwork(ctx context.Context, p *pod) error {
 		return nil
 	}
 	// The addresses were not known before (CNI); no container has the file mounted yet.
-	return replaceHosts(m.store.runDir(p.id), p.rec.Config, r.IPs)
+	return replaceHosts(m.store.podDir(p.id), p.rec.Config, r.IPs)
 }
 
 // teardownNetwork is idempotent also where a network is not: once it is done it is never done again, since
@@ -533,7 +533,7 @@ func (m *Manager) publishPod(p *pod, s podState) {
 }
 
 func (m *Manager) podView(p *pod, s *podState) *Pod {
-	dir := m.store.runDir(p.id)
+	dir := m.store.podDir(p.id)
 	v := &Pod{
 		ID: p.id, Config: p.rec.Config, State: PodNotReady, Reason: s.Reason, CreatedAt: p.rec.CreatedAt,
 		CgroupPath: p.rec.CgroupPath, Timings: s.Timings, Resources: s.Resources,

@@ -30,6 +30,7 @@
 //	├── pods/<pod id>/
 //	│   ├── pod.json                        what was asked for; written once, before the first effect
 //	│   ├── state                           what became of it: a line for each change, the last whole one counts
+//	│   ├── hosts  hostname  resolv.conf    bind-mounted into the containers, which may write them: not on a tmpfs
 //	│   └── containers/<container id>/
 //	│       ├── container.json              as pod.json
 //	│       ├── state                       as above
@@ -41,7 +42,6 @@
 //
 //	<run root>/pods/<pod id>/               0700, a tmpfs, gone after a reboot
 //	├── pod.json                            a copy, read when the other is damaged or lost
-//	├── hosts  hostname  resolv.conf        bind-mounted into the containers
 //	├── init.sock  init.log                 the pod init's
 //	└── exits.journal                       its record of exits, kept while we are away
 //
