@@ -377,7 +377,7 @@ func TestSEC96_MemoryOfAPodIsNotItsInits(t *testing.T) {
 // kubepod makes a cgroup like the kubelet's for a pod, with a memory limit in bytes, and returns its name as cgroup_parent.
 func (w *world) kubepod(t *testing.T, limit int64) string {
 	t.Helper()
-	name := fmt.Sprintf("/%s/kubepod-%d", w.Cgroups, w.next)
+	name := filepath.Join("/", w.Cgroups, fmt.Sprint("kubepod-", w.next))
 	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup"} {
 		for _, file := range []string{"memory.limit_in_bytes", "memory.max"} {
 			dir := root + name
