@@ -37,6 +37,10 @@ test: deps build tools ## Run all tests, critest included; those that need root 
 test-unit: ## Run the tests that need no root, with the race detector.
 	hack/test.sh unit
 
+.PHONY: test-seccomp
+test-seccomp: deps ## Compare our seccomp compiler with libseccomp, call by call.
+	hack/test.sh seccomp
+
 .PHONY: test-root
 test-root: build ## Run the tests that need root (*_root_test.go): real namespaces, mounts, cgroups.
 	hack/test.sh root

@@ -9,10 +9,13 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 usage "[01]" "$@"
 
-# command → package → what for
+# command or file → package → what for
 wanted=(
 	"git     git       version stamp"
 	"gcc     gcc       the race detector (go test -race; the binaries need no C)"
+	"/usr/include/stdio.h libc6-dev the same, and the comparison with libseccomp"
+	"/usr/include/seccomp.h libseccomp-dev test/seccompcmp compares our seccomp compiler with libseccomp"
+	"pkg-config pkg-config finds libseccomp for it"
 	"busybox busybox   the second image of tests and demo"
 	"nft     nftables  tests and the demo compare with what nft shows"
 	"ip      iproute2  tests and the demo compare with what ip and tc show"
@@ -39,7 +42,7 @@ command -v go >/dev/null || die "go not found: install Go $(awk '/^go /{print $2
 missing=()
 for w in "${wanted[@]}"; do
 	read -r cmd pkg why <<<"$w"
-	command -v "$cmd" >/dev/null || { say "$cmd is missing: installing $pkg ($why)"; missing+=("$pkg"); }
+	command -v "$cmd" >/dev/null || [ -e "$cmd" ] || { say "$cmd is missing: installing $pkg ($why)"; missing+=("$pkg"); }
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 command -v apt-get >/dev/null || die "no apt-get here: install ${missing[*]} yourself"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Usage: hack/test.sh unit|root|cri|all [GO TEST ARGUMENTS]
+# Usage: hack/test.sh unit|root|cri|seccomp|all [GO TEST ARGUMENTS]
 # unit  everything but the tests of *_root_test.go, with the race detector
 # root  only the tests of *_root_test.go, as root, packages one after another: they share one kernel
 # cri   the suite of test/cri, as root: a real crispd, driven through the kubelet's client
+# seccomp  compares our seccomp compiler with libseccomp, call by call (needs cgo and libseccomp-dev)
 # all   all of these, then crictl and the whole of critest against a real crispd; all but unit only when you are root
 # A skip that test/expected-skips.txt does not list is a failure.
 
@@ -47,12 +48,18 @@ cri() {
 	out/gotest -C test/cri -expect test/expected-skips.txt -- -count=1 -timeout 20m "$@" ./...
 }
 
+seccomp() {
+	CGO_ENABLED=1 out/gotest -C test/seccompcmp -expect test/expected-skips.txt -- -count=1 "$@" ./...
+}
+
 case $what in
 cri) cri "$@" ;;
 unit) unit "$@" ;;
 root) root "$@" ;;
+seccomp) seccomp "$@" ;;
 all)
 	unit "$@"
+	seccomp "$@"
 	if [ "$(id -u)" = 0 ]; then
 		root "$@"
 		cri "$@"
