@@ -51,6 +51,7 @@ const defaultIdle = 4 * time.Hour
 type streamer struct {
 	base     url.URL // of the URLs that are given out
 	idle     time.Duration
+	farewell time.Duration // farewellTime, but in tests
 	pods     Pods
 	tokens   tokens
 	listener net.Listener
@@ -66,7 +67,7 @@ type streamer struct {
 func newStreamer(cfg StreamingConfig, pods Pods) *streamer {
 	s := &streamer{
 		base: url.URL{Scheme: "http", Host: cfg.Listener.Addr().String()},
-		idle: cfg.Idle, pods: pods, listener: cfg.Listener, sessions: map[*session]struct{}{},
+		idle: cfg.Idle, farewell: farewellTime, pods: pods, listener: cfg.Listener, sessions: map[*session]struct{}{},
 	}
 	if cfg.TLS != nil {
 		s.base.Scheme = "https"
@@ -197,18 +198,28 @@ type executor struct {
 func (e executor) ExecInContainer(_ context.Context, _, _, id string, argv []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	defer e.x.lastWords()
 	code, err := e.x.streamer.pods.Exec(e.x.ctx, id, argv, e.streams(in, out, errs, resize))
-	if err != nil {
+	switch {
+	case err != nil && e.x.ctx.Err() != nil:
+		// For a client that has closed only its own end, and for the library's log, where all else is an error.
+		return utilexec.CodeExitError{Err: errors.New("killed: the client left"), Code: killedExit}
+	case err != nil:
 		return err
-	}
-	if code != 0 {
+	case code != 0:
 		return utilexec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: code}
 	}
 	return nil
 }
 
+// killedExit is the exit code of what SIGKILL has ended.
+const killedExit = 128 + 9
+
 func (e executor) AttachContainer(_ context.Context, _, _, id string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
 	defer e.x.lastWords()
-	return e.x.streamer.pods.Attach(e.x.ctx, id, e.streams(in, out, errs, resize))
+	err := e.x.streamer.pods.Attach(e.x.ctx, id, e.streams(in, out, errs, resize))
+	if e.x.ctx.Err() != nil {
+		return nil // the client left
+	}
+	return err
 }
 
 // streams translates what the library hands us: a stream that was not asked for is nil over SPDY, but not over WebSocket.
@@ -263,6 +274,9 @@ func (f forwarder) PortForward(_ context.Context, id, _ string, port int32, clie
 		return fmt.Errorf("port %d is not between 1 and 65535", port)
 	}
 	conn, err := f.x.streamer.pods.DialPod(f.x.ctx, id, uint16(port))
+	if f.x.ctx.Err() != nil && err != nil {
+		return nil // the client left
+	}
 	if err != nil {
 		return err
 	}

@@ -17,12 +17,9 @@ import (
 	"k8s.io/klog/v2"
 )
 
-const (
-	// lastWordsTime is how long a client may take to read the end of its session: what is written already and the exit status.
-	lastWordsTime = 10 * time.Second
-	// lingerTime is how long a client may take to close its end of the connection when we have closed ours.
-	lingerTime = 5 * time.Second
-)
+// farewellTime is how long a client may take to read the end of its session, what is written already and the exit status; and
+// then to close its end of the connection.
+const farewellTime = 10 * time.Second
 
 // session is one exec, attach or port-forward with its client. Its context ends with the client's connection: the
 // library's have no such thing, and a command whose client is gone must not live on. (The kubelet expects as much: it closes its
@@ -175,6 +172,9 @@ func (c *clientConn) Read(b []byte) (int, error) {
 // take what the client has sent. It ends with the connection.
 func (c *clientConn) watch() {
 	f, err := c.duplicate()
+	if errors.Is(err, net.ErrClosed) {
+		return
+	}
 	if err != nil {
 		klog.Background().Error(err, "Could not watch the connection of a streaming client, relying on its reader")
 		return
@@ -236,7 +236,7 @@ func (c *clientConn) lastWords() {
 	defer c.mu.Unlock()
 	if !c.ending {
 		c.ending = true
-		_ = c.Conn.SetWriteDeadline(time.Now().Add(lastWordsTime)) // closed: there is nothing to write
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(c.session.streamer.farewell)) // closed: there is nothing to write
 	}
 }
 
@@ -302,7 +302,7 @@ func (c *clientConn) linger() {
 	if t, ok := raw.(*net.TCPConn); ok {
 		_ = t.CloseWrite() // as above
 	}
-	if err := raw.SetReadDeadline(time.Now().Add(lingerTime)); err != nil {
+	if err := raw.SetReadDeadline(time.Now().Add(c.session.streamer.farewell)); err != nil {
 		return // aborted
 	}
 	_, _ = io.Copy(io.Discard, raw) // however it ends

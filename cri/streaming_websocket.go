@@ -173,5 +173,15 @@ func (t *tunnel) WriteHeader(int)             {}
 
 // Hijack implements http.Hijacker.
 func (t *tunnel) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return t.ws, bufio.NewReadWriter(bufio.NewReader(t.ws), bufio.NewWriter(t.ws)), nil
+	return tunnelConn{t.ws}, bufio.NewReadWriter(bufio.NewReader(t.ws), bufio.NewWriter(t.ws)), nil
+}
+
+// tunnelConn is a WebSocket as what is in it has it.
+type tunnelConn struct{ *websocket.Conn }
+
+// Close implements net.Conn. Of an error, the client being gone, spdystream would keep a goroutine for a second to tell
+// somebody.
+func (c tunnelConn) Close() error {
+	_ = c.Conn.Close() // the session closes what is below
+	return nil
 }

@@ -674,6 +674,13 @@ var execs = map[string]func(x *fakeExec){
 		<-x.killed
 		x.end(137)
 	},
+	"background much": func(x *fakeExec) {
+		_, _ = x.stdout.Write(muchOutput()) // who reads sees what is missing
+		close(x.exited)
+		<-x.killed
+		x.stdout.Close()
+		x.stderr.Close()
+	},
 	// Ends, but leaves a child that holds its output.
 	"background": func(x *fakeExec) {
 		fmt.Fprint(x.stdout, "parent")
