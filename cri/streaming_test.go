@@ -510,7 +510,7 @@ func TestWebSocketFrameWithoutEnd(t *testing.T) {
 			return 0, ctx.Err()
 		}})
 		c := open(t, protocol, s.execURL(t, false))
-		frame := []byte{0x82, 0xff} // final, binary; masked, the length is in 8 bytes
+		frame := []byte{0x82, 0xff}                         // final, binary; masked, the length is in 8 bytes
 		frame = binary.BigEndian.AppendUint64(frame, 1<<62) // x/net ignores a 63rd bit
 		frame = append(frame, 0, 0, 0, 0)
 		if _, err := c.raw.Write(frame); err != nil {

@@ -142,6 +142,8 @@ refuse 'exec -s: timeout' 'DeadlineExceeded|timed out|deadline' crictl exec -s -
 expect exec '^hi$' crictl exec "$one" /payload echo hi
 expect 'exec -i' '^what I say$' crictl exec -i "$one" /payload stdin <<<"what I say"
 refuse 'exec: status' '7' crictl exec "$one" /payload exit 7
+expect 'exec -r websocket -i' '^what I say$' crictl exec -r websocket -i "$one" /payload stdin <<<"what I say"
+refuse 'exec -r websocket: status' '7' crictl exec -r websocket "$one" /payload exit 7
 expect logs '^ready$' crictl logs "$one"
 expect stats 'one|[0-9a-f]{13}' crictl stats
 expect 'stats ID' "${one:0:13}" crictl stats --id "$one"

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"github.com/crisp-cri/crisp/cri"
 	"github.com/crisp-cri/crisp/image"
 	"github.com/crisp-cri/crisp/network"
@@ -193,6 +195,9 @@ func openStreaming(cfg StreamingConfig) (s cri.StreamingConfig, err error) {
 	}
 	if s.Listener, err = net.Listen("tcp", cfg.Address); err != nil {
 		return s, fmt.Errorf("streaming.address: %w", err)
+	}
+	if a, ok := s.Listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() && s.TLS == nil {
+		klog.InfoS("Streaming without TLS on an address that others can reach: who sees a URL before it is used has the session", "address", a)
 	}
 	return s, nil
 }
