@@ -114,13 +114,13 @@ func (c *children) settle() {
 }
 
 // signal sends a signal to a child that is not reaped yet, so that the pid is its own.
-func (c *children) signal(pid int, sig unix.Signal) error {
+func (c *children) signal(ch *child, sig unix.Signal) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.alive[pid] == nil {
+	if c.alive[ch.pid] != ch {
 		return unix.ESRCH
 	}
-	return unix.Kill(pid, sig)
+	return unix.Kill(ch.pid, sig)
 }
 
 // namespace opens /proc/PID/ns/name of a child that is not reaped yet.

@@ -117,8 +117,8 @@ func (p *pod) giveUpPrepared(id string) initproto.Message {
 		}
 		return reply
 	}
-	_ = p.children.signal(c.prepared.child.pid, unix.SIGKILL) // ESRCH: dead already
-	_, reply = p.follow(c.prepared, untilExec)                // which fails: it waits for a Done that never came
+	_ = p.children.signal(c.prepared.child, unix.SIGKILL) // ESRCH: dead already
+	_, reply = p.follow(c.prepared, untilExec)            // which fails: it waits for a Done that never came
 	p.settle(c, reply)
 	return done()
 }
@@ -520,7 +520,7 @@ func (p *pod) signal(id string, sig unix.Signal) initproto.Message {
 	if ch == nil {
 		return failure(initproto.FailState, "signal container", unix.ESRCH)
 	}
-	if err := p.children.signal(ch.pid, sig); err != nil {
+	if err := p.children.signal(ch, sig); err != nil {
 		return failure(initproto.FailState, "signal container", err)
 	}
 	return done()
@@ -685,7 +685,7 @@ func (p *pod) stopReaper() {
 	if p.reaper == nil {
 		return
 	}
-	_ = p.children.signal(p.reaper.pid, unix.SIGKILL) // ESRCH: dead already
+	_ = p.children.signal(p.reaper, unix.SIGKILL) // ESRCH: dead already
 	<-p.reaper.done
 }
 

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -143,11 +144,24 @@ func TestFirstProcess(t *testing.T) {
 				t.Errorf("%v of the reaper shows %q", args, r.Stdout)
 			}
 		}
-		_, err := a.try("kill", "1", "9")
-		if err != nil {
-			t.Fatal(err)
+		for what, args := range map[string][]string{
+			"PTRACE_ATTACH": {itoa(unix.SYS_PTRACE), itoa(unix.PTRACE_ATTACH), "1"},
+			"PTRACE_SEIZE":  {itoa(unix.SYS_PTRACE), itoa(unix.PTRACE_SEIZE), "1"},
+		} {
+			if got := a.exec(append([]string{"syscall"}, args...)...); got != "EPERM\n" {
+				t.Errorf("%s of the reaper: got %q, want EPERM", what, got)
+			}
+		}
+		a.fails("cat", "/proc/1/mem")
+		for _, sig := range []string{"1", "2", "3", "9", "11", "15", "19"} {
+			if _, err := a.try("kill", "1", sig); err != nil {
+				t.Fatal(err)
+			}
 		}
 		a.exec("true")
+		if st := p.status(); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+			t.Errorf("after signals to the reaper the pod is %v", st.State)
+		}
 		// An orphan is reaped.
 		if r, err := a.try("daemonize"); err != nil || r.ExitCode != 0 {
 			t.Fatalf("got %v, %v", r, err)
