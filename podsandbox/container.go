@@ -264,6 +264,12 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 				return nil
 			},
 		},
+		{name: "cgroup", beside: true,
+			do: func(ctx context.Context) error {
+				return explainLimit(m.cgroupOf(c).Create(ctx, cfg.Spec.Linux.Resources), cfg.Spec)
+			},
+			undo: func(ctx context.Context) error { return m.removeCgroup(ctx, c) },
+		},
 		{name: "rootfs",
 			do: func(ctx context.Context) (err error) {
 				// The overlay's root has the mode of upper, and the container's user must get in.
@@ -303,12 +309,6 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 			undo: func(context.Context) error { return c.closeVolumes() },
 		},
 		{name: "user", do: func(context.Context) error { return c.resolveUser(c.rootfs) }},
-		{name: "cgroup",
-			do: func(ctx context.Context) error {
-				return explainLimit(m.cgroupOf(c).Create(ctx, c.spec.Linux.Resources), c.spec)
-			},
-			undo: func(ctx context.Context) error { return m.removeCgroup(ctx, c) },
-		},
 		{name: "seccomp", do: func(context.Context) error {
 			_, err := c.filter(c.spec)
 			return err
@@ -323,12 +323,15 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 			},
 			undo: func(context.Context) error { return closeFile(&c.log) },
 		},
-		{name: "init",
+		{name: "config", beside: true,
+			do: func(context.Context) error { return m.store.writeConfig(p.id, c.id, c.spec) },
+		}, // its undo is "record"'s
+		{name: "init", after: "cgroup",
 			do:   func(ctx context.Context) error { return m.handOver(ctx, c, c.rootfs, c.log) },
 			undo: func(ctx context.Context) error { return m.takeBack(ctx, c) },
 		},
 		// The commit point.
-		{name: "commit", do: func(ctx context.Context) error {
+		{name: "commit", after: "config", do: func(ctx context.Context) error {
 			if err := errors.Join(closeFile(&c.rootfs), c.closeVolumes(), closeFile(&c.log)); err != nil {
 				return err
 			}
@@ -513,9 +516,6 @@ func (m *Manager) takeBack(ctx context.Context, c *container) error {
 }
 
 func (m *Manager) commitContainer(ctx context.Context, op *operation, c *container) error {
-	if err := m.store.writeConfig(c.pod.id, c.id, c.spec); err != nil {
-		return err
-	}
 	if err := m.changeContainer(ctx, c, containerCommit, must, func(s *containerState) {
 		s.User = c.draft.User
 		s.Timings = append([]Timing(nil), op.timings...)

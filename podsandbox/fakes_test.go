@@ -265,6 +265,8 @@ func (w *world) leftovers(except ...string) []string {
 
 // --- Spawner ---
 
+func (w *world) Prepare(spawn.PodArgs) *spawn.Namespaces { return nil }
+
 func (w *world) StartPod(ctx context.Context, a spawn.PodArgs, onExit func(spawn.Exit)) (PodInit, error) {
 	if err := w.op(ctx, "spawn.StartPod"); err != nil {
 		return nil, err

@@ -16,6 +16,8 @@ import (
 
 // Spawner starts and finds pods' inits. FromSpawn makes one of a spawn.Spawner.
 type Spawner interface {
+	// Prepare begins to make a pod's namespaces; StartPod is given them, or they are closed.
+	Prepare(a spawn.PodArgs) *spawn.Namespaces
 	// StartPod returns when the pod's namespaces are there; PodInit.Ready waits for the rest. It calls onExit once per container
 	// exit, in order, from one goroutine.
 	StartPod(ctx context.Context, a spawn.PodArgs, onExit func(spawn.Exit)) (PodInit, error)

@@ -366,3 +366,57 @@ func TestGate(t *testing.T) {
 		}
 	}
 }
+
+// Steps that are beside others begin in order and are waited for: by the step after them, and when one fails.
+func TestStepsBeside(t *testing.T) {
+	why := errors.New("why")
+	for _, c := range []struct {
+		name        string
+		main, side  error // of the steps a, and b beside it
+		want, trace string
+	}{
+		{"all well", nil, nil, "", "record a b commit"},
+		{"a fails, b is waited for", why, nil, "step a", "record a b"},
+		{"b fails, what is after it is not done", nil, why, "step b", "record a b"},
+		{"both fail", why, why, "step a,step b", "record a b"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			op := &operation{}
+			var did []string // by the steps, in an order that the channel makes certain
+			began := make(chan struct{})
+			do := func(name string, err error) func(context.Context) error {
+				return func(context.Context) error {
+					did = append(did, name)
+					return err
+				}
+			}
+			err := op.run(t.Context(), []step{
+				{name: "record", do: do("record", nil)},
+				{name: "b", beside: true, do: func(ctx context.Context) error {
+					<-began // with b before a in the list, this hangs unless they run beside each other
+					return do("b", c.side)(ctx)
+				}},
+				{name: "a", do: func(ctx context.Context) error {
+					defer close(began)
+					return do("a", c.main)(ctx)
+				}},
+				{name: "commit", after: "b", do: do("commit", nil)},
+			})
+			if got := strings.Join(did, " "); got != c.trace {
+				t.Errorf("did %q, want %q", got, c.trace)
+			}
+			for want := range strings.SplitSeq(c.want, ",") {
+				if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+					t.Errorf("got %v, want %q", err, c.want)
+				}
+			}
+			var timed []string
+			for _, step := range op.timings {
+				timed = append(timed, step.Step)
+			}
+			if got := strings.Join(timed, " "); err == nil && got != c.trace {
+				t.Errorf("timed %q, want %q", got, c.trace)
+			}
+		})
+	}
+}

@@ -39,9 +39,11 @@ type pod struct {
 	turn turn
 	// draft is what the making has found out so far; it becomes the first line of the state. Owned by the making, and by its undoing.
 	draft podState
-	now   atomic.Pointer[podNow]
-	init  atomic.Pointer[PodInit] // nil when there is none that answers
-	gate  gate                    // of what makes or starts containers
+	// Of the making: what the init will be cloned into.
+	namespaces *spawn.Namespaces
+	now        atomic.Pointer[podNow]
+	init       atomic.Pointer[PodInit] // nil when there is none that answers
+	gate       gate                    // of what makes or starts containers
 	// adopted ends when systemd knows the pod's cgroup, or does not; nil of pods that are not of this daemon's making. Owned as draft is.
 	adopted *call[struct{}]
 
@@ -236,6 +238,17 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 	var steps []step
 	add := func(s step) { steps = append(steps, s) }
 
+	// No record goes before this one: it ends with the daemon. The kernel makes them during the next steps.
+	add(step{name: "namespaces", stays: true,
+		do: func(context.Context) error {
+			p.namespaces = m.cfg.Spawner.Prepare(m.podArgs(p))
+			return nil
+		},
+		undo: func(context.Context) error {
+			p.namespaces.Close()
+			return nil
+		},
+	})
 	if c.Network != NamespaceNode {
 		add(step{name: "plan network", do: func(ctx context.Context) error {
 			r, err := m.cfg.Network.Plan(ctx, m.networkPod(p))
@@ -250,7 +263,7 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 		do:   func(context.Context) error { return m.store.createPod(p.rec) },
 		undo: func(context.Context) error { return m.store.removePod(p.id) },
 	})
-	add(step{name: "files", stays: true, do: func(context.Context) error {
+	add(step{name: "files", stays: true, beside: true, do: func(context.Context) error {
 		if err := m.store.may("store.writeFiles"); err != nil {
 			return err
 		}
@@ -269,7 +282,7 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 			do:   func(context.Context) error { return m.pin(p) },
 			undo: func(context.Context) error { return m.cfg.NetNS.Unpin(p.rec.NetNSName) },
 		})
-		add(step{name: "network",
+		add(step{name: "network", after: "files", // where it may change the addresses
 			do:   func(ctx context.Context) error { return m.setupNetwork(ctx, p) },
 			undo: func(ctx context.Context) error { return m.teardownNetwork(ctx, p) },
 		})
@@ -290,7 +303,7 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 		return i.Ready(ctx)
 	}})
 	// The commit point: nothing below is ever undone because of this operation.
-	add(step{name: "commit", stays: true, do: func(ctx context.Context) error { return m.commitPod(ctx, op, p) }})
+	add(step{name: "commit", stays: true, after: "files", do: func(ctx context.Context) error { return m.commitPod(ctx, op, p) }})
 	return steps
 }
 
@@ -323,19 +336,25 @@ func (m *Manager) removePodCgroups(ctx context.Context, p *pod) error {
 	return nil
 }
 
+// podArgs is what a pod's init is started with, but for what is made for it.
+func (m *Manager) podArgs(p *pod) spawn.PodArgs {
+	c := p.rec.Config
+	return spawn.PodArgs{
+		ID: p.id, Title: p.object(), RunDir: m.store.runDir(p.id),
+		HostNetwork: c.Network == NamespaceNode, HostIPC: c.IPC == NamespaceNode, SharedPID: c.PID == NamespacePod,
+		Hostname: c.Hostname, Sysctls: c.Sysctls, Userns: c.Userns,
+	}
+}
+
 func (m *Manager) startInit(ctx context.Context, p *pod) error {
 	join, err := m.initCgroup(p).Join(cgroup.ByBirth) // the one who clones it is us
 	if err != nil {
 		return err
 	}
 	defer func() { _ = join.Close() }() // nothing was written
-	c := p.rec.Config
-	i, err := m.cfg.Spawner.StartPod(ctx, spawn.PodArgs{
-		ID: p.id, Title: p.object(), RunDir: m.store.runDir(p.id),
-		HostNetwork: c.Network == NamespaceNode, HostIPC: c.IPC == NamespaceNode, SharedPID: c.PID == NamespacePod,
-		Hostname: c.Hostname, Sysctls: c.Sysctls, Userns: c.Userns,
-		CgroupDir: join.DirFD, CgroupTasks: join.Tasks,
-	}, m.onExit(p))
+	a := m.podArgs(p)
+	a.Namespaces, a.CgroupDir, a.CgroupTasks = p.namespaces, join.DirFD, join.Tasks
+	i, err := m.cfg.Spawner.StartPod(ctx, a, m.onExit(p))
 	if err != nil {
 		return err
 	}

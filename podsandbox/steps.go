@@ -19,6 +19,10 @@ type step struct {
 	undo func(ctx context.Context) error
 	// stays says that StopPod leaves it, so that the pod can be shown until RemovePod.
 	stays bool
+	// beside says that do runs on a goroutine of its own, beside the steps that follow, up to the first that is after it. It shares
+	// nothing with them that either changes.
+	beside bool
+	after  string // name of a step that is beside
 }
 
 // Bounds of the implementation. They only keep what hangs from being kept for ever.
@@ -82,10 +86,38 @@ func (op *operation) where() string {
 		time.Since(s.since).Round(time.Millisecond), time.Since(op.began).Round(time.Millisecond))
 }
 
-// run does the steps and stops at the first that fails. It undoes nothing.
-func (op *operation) run(ctx context.Context, steps []step) error {
+// run does the steps and stops at the first that fails; nothing of them runs any more when it returns. It undoes nothing.
+func (op *operation) run(ctx context.Context, steps []step) (err error) {
+	besides := map[string]chan ran{}
+	var order []string // of besides, so that errors are joined and timings listed as the steps are
+	join := func(name string) error {
+		done := besides[name]
+		if done == nil {
+			return nil
+		}
+		op.at(name)
+		r := <-done
+		delete(besides, name)
+		return op.note(r)
+	}
+	defer func() {
+		for _, name := range order {
+			err = errors.Join(err, join(name))
+		}
+	}()
 	for _, s := range steps {
-		if s.do == nil {
+		switch {
+		case s.do == nil:
+			continue
+		case s.after != "":
+			if err := join(s.after); err != nil {
+				return err
+			}
+		case s.beside:
+			done := make(chan ran, 1)
+			besides[s.name] = done
+			order = append(order, s.name)
+			go func() { done <- op.time(ctx, s.name, s.do) }() // join waits for it
 			continue
 		}
 		if err := op.step(ctx, s.name, s.do); err != nil {
@@ -95,9 +127,28 @@ func (op *operation) run(ctx context.Context, steps []step) error {
 	return nil
 }
 
+// ran is a step that was done.
+type ran struct {
+	name string
+	took time.Duration
+	err  error // of do
+}
+
 // step runs one.
 func (op *operation) step(ctx context.Context, name string, do func(context.Context) error) error {
 	op.at(name)
+	return op.note(op.time(ctx, name, do))
+}
+
+func (op *operation) note(r ran) error {
+	if r.err != nil {
+		return &StepError{Step: r.name, Took: r.took, Err: r.err}
+	}
+	op.timings = append(op.timings, Timing{Step: r.name, Duration: r.took})
+	return nil
+}
+
+func (op *operation) time(ctx context.Context, name string, do func(context.Context) error) ran {
 	began := time.Now()
 	err := context.Cause(ctx)
 	if err == nil {
@@ -105,11 +156,7 @@ func (op *operation) step(ctx context.Context, name string, do func(context.Cont
 	}
 	took := time.Since(began)
 	klog.FromContext(ctx).V(4).Info("Ran step", "operation", op.what, "object", op.object, "step", name, "duration", took, "err", err)
-	if err != nil {
-		return &StepError{Step: name, Took: took, Err: err}
-	}
-	op.timings = append(op.timings, Timing{Step: name, Duration: took})
-	return nil
+	return ran{name, took, err}
 }
 
 // undo undoes all steps that which selects, last first, whatever fails, and joins the errors.

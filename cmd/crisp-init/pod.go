@@ -90,7 +90,7 @@ func (p *pod) setUp(s *initproto.Setup) *step {
 		return failed("become subreaper", err)
 	}
 	if !s.HostNet {
-		if err := linkUp("lo"); err != nil {
+		if err := sys.LinkUp("lo"); err != nil { // it is, but in a user namespace: spawn.Spawner.Prepare
 			return failed("set lo up", err)
 		}
 	}

@@ -64,29 +64,6 @@ func fprog(program []byte) *unix.SockFprog {
 	}
 }
 
-// linkUp sets IFF_UP on an interface of our network namespace, netdevice(7).
-func linkUp(name string) error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return &sys.Error{Op: "socket", Err: err}
-	}
-	defer unix.Close(s)
-	var req struct { // struct ifreq
-		name  [unix.IFNAMSIZ]byte
-		flags uint16
-		_     [22]byte
-	}
-	copy(req.name[:unix.IFNAMSIZ-1], name)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCGIFFLAGS, uintptr(unsafe.Pointer(&req))); errno != 0 {
-		return &sys.Error{Op: "ioctl SIOCGIFFLAGS", Path: name, Err: errno}
-	}
-	req.flags |= unix.IFF_UP
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCSIFFLAGS, uintptr(unsafe.Pointer(&req))); errno != 0 {
-		return &sys.Error{Op: "ioctl SIOCSIFFLAGS", Path: name, Err: errno}
-	}
-	return nil
-}
-
 // setComm sets the name that ps(1) shows for the calling thread; for the main thread it is the process's.
 func setComm(name string) error {
 	b := append([]byte(name), 0)

@@ -149,26 +149,15 @@ func (t *thread) close() {
 	unix.Close(t.ns)
 }
 
-// once runs f on a thread of its own in the base mount namespace, which has entered the v1 cgroups of the tasks files and
-// ends with f: what f clones is born in them. A thread that moves itself takes no lock; a process that is moved waits for an RCU
-// grace period, which was most of a pod's start (5 to 15 ms).
-func (t *thread) once(tasks []*os.File, f func() error) error {
+// once runs f on a thread of its own in the base mount namespace, which ends with f.
+func (t *thread) once(f func() error) error {
 	done := make(chan error, 1)
 	go offMainThread(func() {
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return os.NewSyscallError("unshare", err)
-			}
-			if err := unix.Setns(t.ns, unix.CLONE_NEWNS); err != nil {
-				return os.NewSyscallError("setns", err)
-			}
-			for _, file := range tasks {
-				if _, err := unix.Write(int(file.Fd()), []byte("0")); err != nil {
-					return &os.PathError{Op: "join cgroup", Path: file.Name(), Err: err}
-				}
-			}
-			return f()
-		}()
+		err := t.enter(0)
+		if err == nil {
+			err = f()
+		}
+		done <- err
 	})
 	return <-done
 }
@@ -246,21 +235,21 @@ func attach(fd, dir int, path string) error {
 	return sys.AttachMount(fd, target, path)
 }
 
-// clonePod clones a pod init from the thread: born in its namespaces, a copy of the base mount
-// namespace and, on cgroup v2, its cgroup.
-func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*os.File, flags uintptr, cgroup *os.File, tasks []*os.File, ids *IDMap) (pid, pidfd int, err error) {
+// clonePod clones a pod init: born in its cgroup and its namespaces, of which the mount namespace is a copy of the base's and others
+// may be prepared.
+func (t *thread) clonePod(image *os.File, a *PodArgs, env []string, files [4]*os.File) (pid, pidfd int, err error) {
 	pidfd = -1
 	attr := &syscall.ProcAttr{
 		Env: env,
 		// The image is among them so that the child's execve finds it: package syscall moves descriptors that are not listed
 		// out of its way, whatever they are.
 		Files: []uintptr{files[0].Fd(), files[1].Fd(), files[2].Fd(), files[3].Fd(), image.Fd()},
-		Sys:   &syscall.SysProcAttr{Cloneflags: flags, PidFD: &pidfd, Setsid: true},
+		Sys:   &syscall.SysProcAttr{Cloneflags: a.namespaces(), PidFD: &pidfd, Setsid: true},
 	}
-	if cgroup != nil {
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cgroup.Fd())
+	if a.CgroupDir != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(a.CgroupDir.Fd())
 	}
-	if ids != nil {
+	if ids := a.Userns; ids != nil {
 		// One clone makes all namespaces, and the kernel makes the user namespace first: it owns the others. The child must become
 		// its root before execve, or it loses its capabilities, capabilities(7).
 		attr.Sys.Cloneflags |= unix.CLONE_NEWUSER
@@ -271,13 +260,23 @@ func (t *thread) clonePod(image *os.File, title string, env []string, files [4]*
 	}
 	fork := func() (err error) {
 		if err = newSessionKeyring(); err == nil {
-			pid, err = syscall.ForkExec("/proc/self/fd/4", []string{title, "pod"}, attr)
+			pid, err = syscall.ForkExec("/proc/self/fd/4", []string{"crisp-init: " + a.Title, "pod"}, attr)
 		}
 		return err
 	}
-	if len(tasks) > 0 {
-		err = t.once(tasks, fork)
-	} else {
+	inCgroup := func() error {
+		if err := enterTasks(a.CgroupTasks); err != nil {
+			return err
+		}
+		return fork()
+	}
+	switch {
+	case a.Namespaces != nil:
+		attr.Sys.Cloneflags &^= a.Namespaces.flags
+		err = a.Namespaces.do(inCgroup)
+	case len(a.CgroupTasks) > 0:
+		err = t.once(inCgroup)
+	default:
 		t.do(func() { err = fork() })
 	}
 	if err != nil {

@@ -63,6 +63,10 @@ type PodArgs struct {
 	// (id-mapped tmpfs), and file systems that can be id-mapped.
 	Userns *IDMap
 
+	// Namespaces are those that Prepare has begun to make with these arguments; StartPod ends them. nil: the init is cloned with
+	// namespaces of its own.
+	Namespaces *Namespaces
+
 	// Cgroup to be born in: DirFD for CLONE_INTO_CGROUP (nil on pure v1) and
 	// the v1 hierarchies' tasks files, which the cloning thread enters first. Owned by the caller.
 	CgroupDir   *os.File

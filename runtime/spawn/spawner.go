@@ -69,6 +69,7 @@ func (s *Spawner) Close() error {
 //
 // Needs: CAP_SYS_ADMIN. On error nothing of the pod is left but files in RunDir.
 func (s *Spawner) StartPod(ctx context.Context, a PodArgs, onExit func(Exit)) (*Pod, error) {
+	defer a.Namespaces.Close()
 	listener, err := listen(a.RunDir)
 	if err != nil {
 		return nil, err
@@ -89,15 +90,7 @@ func (s *Spawner) StartPod(ctx context.Context, a PodArgs, onExit func(Exit)) (*
 		return nil, err
 	}
 	theirsFile := os.NewFile(uintptr(theirs), "control")
-	flags := uintptr(unix.CLONE_NEWNS)
-	if !a.HostNetwork {
-		flags |= unix.CLONE_NEWNET | unix.CLONE_NEWUTS
-	}
-	if !a.HostIPC {
-		flags |= unix.CLONE_NEWIPC
-	}
-	pid, pidfd, err := s.thread.clonePod(s.image, "crisp-init: "+a.Title, podEnv,
-		[4]*os.File{s.null, s.null, stderr, theirsFile}, flags, a.CgroupDir, a.CgroupTasks, a.Userns)
+	pid, pidfd, err := s.thread.clonePod(s.image, &a, podEnv, [4]*os.File{s.null, s.null, stderr, theirsFile})
 	theirsFile.Close()
 	if err != nil {
 		unix.Close(ours)

@@ -185,7 +185,7 @@ func (s *Spawner) probeUserns(ctx context.Context) (*os.File, error) {
 	defer unix.Close(ours)
 	control := os.NewFile(uintptr(theirs), "control")
 	defer control.Close()
-	pid, pidfd, err := s.thread.clonePod(s.image, "crisp-init: probe", podEnv, [4]*os.File{s.null, s.null, s.null, control}, unix.CLONE_NEWNS, nil, nil, &probedIDs)
+	pid, pidfd, err := s.thread.clonePod(s.image, &PodArgs{Title: "probe", HostNetwork: true, HostIPC: true, Userns: &probedIDs}, podEnv, [4]*os.File{s.null, s.null, s.null, control})
 	if errors.Is(err, unix.ENOSPC) {
 		return nil, fmt.Errorf("%w (the limit user.max_user_namespaces is reached)", err)
 	}
