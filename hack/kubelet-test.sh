@@ -123,6 +123,8 @@ start_kubelet() {
 	kubelet_pid=$!
 }
 kubelet() { curl -sS --max-time 20 -k "https://127.0.0.1:$port$1" "${@:2}"; }
+# run_in POD CONTAINER COMMAND...: an exec through the kubelet, which answers in base64.
+run_in() { kubelet "/run/default/$1-$node/$2" -X POST --url-query "cmd=${*:3}" | { jq -r . 2>/dev/null || cat; } | base64 -d; }
 # pod NAME JQ: something of a pod's status as the kubelet has it.
 pod() { kubelet /pods | jq -r --arg name "$1-$node" ".items[] | select(.metadata.name == \$name) | $2"; }
 
@@ -215,11 +217,11 @@ await 5 "web: init container exited 0" '^0$' pod web '.status.initContainerStatu
 await 5 "web: answers on the pod's address" '^web$' curl -sS --max-time 5 "http://$ip:8080/hostname"
 await 5 "web: no restarts" '^0 0$' pod web '[.status.containerStatuses[].restartCount | tostring] | join(" ")'
 await 5 "web: image id" 'sha256:' pod web '.status.containerStatuses[0].imageID'
-await 5 "exec through the kubelet" '^by init$' kubelet "/run/default/web-$node/server" -X POST --data-urlencode 'cmd=/payload cat /shared/prepared'
-await 5 "a user, as the pod says" 'uid=1000' kubelet "/run/default/web-$node/server" -X POST --data-urlencode 'cmd=/payload id'
-await 5 "the downward API" "^$ip$" kubelet "/run/default/web-$node/server" -X POST --data-urlencode 'cmd=/payload env POD_IP'
-await 5 "a post-start hook ran" '^ran$' kubelet "/run/default/web-$node/server" -X POST --data-urlencode 'cmd=/payload cat /fast/post-start'
-await 5 "a memory volume" 'tmpfs' kubelet "/run/default/web-$node/server" -X POST --data-urlencode 'cmd=/payload statfs /fast'
+await 5 "exec through the kubelet" '^by init$' run_in web server /payload cat /shared/prepared
+await 5 "a user, as the pod says" 'uid=1000' run_in web server /payload id
+await 5 "the downward API" "^$ip$" run_in web server /payload env POD_IP
+await 5 "a post-start hook ran" '^ran$' run_in web server /payload cat /fast/post-start
+await 5 "a memory volume" 'tmpfs' run_in web server /payload statfs /fast
 await 5 "logs through the kubelet" '^listening' kubelet "/containerLogs/default/web-$node/server"
 await 60 "crash: is restarted" '^[1-9]' pod crash '.status.containerStatuses[0].restartCount'
 await 5 "crash: exit code and message" '^3 here' pod crash '.status.containerStatuses[0].lastState.terminated | "\(.exitCode) \(.message)"'
@@ -228,10 +230,13 @@ await 5 "once: its termination message" '^all done' pod once '.status.containerS
 await 60 "sick: is restarted by its liveness probe" '^[1-9]' pod sick '.status.containerStatuses[0].restartCount'
 await 30 "host: runs in the host's network" '^True$' pod host "$ready"
 await 30 "shared: ready" '^True$' pod shared "$ready"
-await 10 "shared: sees the other container" '(sleep.*){2}' bash -c "$(declare -f kubelet); port=$port; kubelet /run/default/shared-$node/a -X POST --data-urlencode 'cmd=/payload ps' | tr '\n' ' '"
+both() { run_in shared a /payload ps | tr '\n' ' '; }
+await 10 "shared: sees the other container" '(sleep.*){2}' both
 
-await 30 "statistics: the pod's containers" '^server side$' bash -c "$(declare -f kubelet); port=$port; kubelet /stats/summary | jq -r '[.pods[] | select(.podRef.name == \"web-$node\") | .containers[] | select(.memory.workingSetBytes > 0 and .cpu.usageCoreNanoSeconds > 0) | .name] | sort | join(\" \")'"
-await 30 "statistics: network and process count" '^true$' bash -c "$(declare -f kubelet); port=$port; kubelet /stats/summary | jq -r '.pods[] | select(.podRef.name == \"web-$node\") | .network.rxBytes > 0 and .process_stats.process_count > 0'"
+# summary JQ: something of the statistics of web.
+summary() { kubelet /stats/summary | jq -r --arg name "web-$node" ".pods[] | select(.podRef.name == \$name) | $1"; }
+await 30 "statistics: the pod's containers" '^server side$' summary '[.containers[] | select(.memory.workingSetBytes > 0 and .cpu.usageCoreNanoSeconds > 0) | .name] | sort | join(" ")'
+await 30 "statistics: network and process count" '^true$' summary '.network.rxBytes > 0 and .process_stats.process_count > 0'
 await 30 "metrics: container_memory_working_set_bytes" "container_memory_working_set_bytes.*server.*web-$node" kubelet /metrics/cadvisor
 
 # crispd is killed and comes again: no container is restarted, and the pods stay ready.
@@ -239,7 +244,7 @@ kill -KILL $crispd_pid
 { wait $crispd_pid || true; } 2>/dev/null
 start_crispd
 await 30 "after kill -9 of crispd: ready" '^True$' pod web "$ready"
-await 5 "after kill -9 of crispd: exec" '^by init$' kubelet "/run/default/web-$node/server" -X POST --data-urlencode 'cmd=/payload cat /shared/prepared'
+await 5 "after kill -9 of crispd: exec" '^by init$' run_in web server /payload cat /shared/prepared
 await 5 "after kill -9 of crispd: no restarts" '^0 0$' pod web '[.status.containerStatuses[].restartCount | tostring] | join(" ")'
 # The kubelet too.
 stop $kubelet_pid
@@ -250,8 +255,8 @@ await 5 "after a restart of the kubelet: no restarts" '^0 0$' pod web '[.status.
 rm "$work"/manifests/*.yaml
 await 90 "without the files: no pods" '^$' crictl pods -q
 await 10 "and no containers" '^$' crictl ps -a -q
-await 30 "and no cgroups" '^0$' bash -c "find /sys/fs/cgroup -type d -path '*$cgroups*/pod*' | wc -l"
-! grep -E "StartContainer.*failed|Failed to (create|start|kill)|CreateContainerError" "$work/kubelet.log" | grep -v crash | sed 's/^/kubelet: /' | head -n 5
+pod_cgroups() { find /sys/fs/cgroup -type d -path "*$cgroups*/pod*" | wc -l; }
+await 30 "and no cgroups" '^0$' pod_cgroups
 
 printf '%d passed, %d failed\n' $passed $failed
 [ $failed = 0 ]
