@@ -57,6 +57,10 @@ test-crictl: build tools ## Drive a real crispd with crictl as a user would, the
 test-critest: build ## Run the Kubernetes project's critest whole against a real crispd (as root; CRITEST="-focus REGEXP").
 	hack/critest.sh $(CRITEST)
 
+.PHONY: test-kubelet
+test-kubelet: build tools ## Run a real kubelet, without an API server, on a real crispd (as root; builds the kubelet first: minutes).
+	hack/kubelet-test.sh
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 20s) each.
 	hack/fuzz.sh $(FUZZTIME)

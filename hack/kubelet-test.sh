@@ -123,8 +123,8 @@ start_kubelet() {
 	kubelet_pid=$!
 }
 kubelet() { curl -sS --max-time 20 -k "https://127.0.0.1:$port$1" "${@:2}"; }
-# run_in POD CONTAINER COMMAND...: an exec through the kubelet, which answers in base64.
-run_in() { kubelet "/run/default/$1-$node/$2" -X POST --url-query "cmd=${*:3}" | { jq -r . 2>/dev/null || cat; } | base64 -d; }
+# run_in POD CONTAINER COMMAND...: an exec through the kubelet.
+run_in() { kubelet "/run/default/$1-$node/$2" -X POST --url-query "cmd=${*:3}"; }
 # pod NAME JQ: something of a pod's status as the kubelet has it.
 pod() { kubelet /pods | jq -r --arg name "$1-$node" ".items[] | select(.metadata.name == \$name) | $2"; }
 
@@ -221,7 +221,7 @@ await 5 "exec through the kubelet" '^by init$' run_in web server /payload cat /s
 await 5 "a user, as the pod says" 'uid=1000' run_in web server /payload id
 await 5 "the downward API" "^$ip$" run_in web server /payload env POD_IP
 await 5 "a post-start hook ran" '^ran$' run_in web server /payload cat /fast/post-start
-await 5 "a memory volume" 'tmpfs' run_in web server /payload statfs /fast
+await 5 "a memory volume" 'type=0x1021994 size=16777216' run_in web server /payload statfs /fast
 await 5 "logs through the kubelet" '^listening' kubelet "/containerLogs/default/web-$node/server"
 await 60 "crash: is restarted" '^[1-9]' pod crash '.status.containerStatuses[0].restartCount'
 await 5 "crash: exit code and message" '^3 here' pod crash '.status.containerStatuses[0].lastState.terminated | "\(.exitCode) \(.message)"'

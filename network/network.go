@@ -118,7 +118,9 @@ type Network interface {
 	Teardown(ctx context.Context, pod Pod, r Result) error
 	// Restore tells the network, at daemon start, of every pod that still holds
 	// a Result: reservations are taken again, rules are checked and rebuilt,
-	// and links and rules with our prefix that belong to no pod are removed.
+	// and links and rules with our prefix that belong to no pod are removed. On an
+	// error the reservations are taken all the same; Status is not ready until the
+	// rest is repaired, which the network goes on trying.
 	Restore(ctx context.Context, pods map[string]Restored) error
 	// Status never blocks on the kernel, a disk or a plugin.
 	Status() Condition

@@ -476,7 +476,7 @@ func TestRecoverFaults(t *testing.T) {
 		err = m.Recover(context.Background())
 		ops := d.total()
 		at := d.describe(n)
-		if err != nil && !strings.Contains(at, "network.Restore") {
+		if err != nil { // a broken network keeps nobody from listing and stopping pods
 			t.Errorf("%s: %v", at, err)
 		}
 		d.heal()

@@ -27,7 +27,7 @@ import (
 const recoverLimit = 10 * time.Second
 
 // Recover finds again what a former daemon left: it reads the records, looks at the kernel, and finishes or undoes
-// each pod alone, in parallel. One bad pod never stops it: an error is the network's, or that of the
+// each pod alone, in parallel. One bad pod never stops it, nor does a broken network, which says so in its Status: an error is that of the
 // state root itself. Until it is done everything else is ErrUnavailable.
 func (m *Manager) Recover(ctx context.Context) error {
 	began := time.Now()
@@ -43,7 +43,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	// 2. Layers that are in use, before anybody collects them.
 	m.acquireImages(ctx, &f)
 	// 3. The network, before any address is given out or given back.
-	err = m.restoreNetworks(ctx, append(slices.Clone(pods), f.foreign...))
+	m.restoreNetworks(ctx, append(slices.Clone(pods), f.foreign...))
 	// 4. Each pod.
 	each(pods, func(p *pod) {
 		ctx, cancel := context.WithTimeout(ctx, recoverLimit)
@@ -66,7 +66,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	m.open.Store(true)
 	klog.FromContext(ctx).Info("Recovered pods", "pods", len(m.Pods()), "containers", len(m.Containers()), "duration", time.Since(began))
 	m.wantCollection()
-	return err
+	return nil
 }
 
 // found is what the records said besides the pods we know how to handle.
@@ -383,7 +383,7 @@ func (m *Manager) acquireImages(ctx context.Context, f *found) {
 
 // restoreNetworks tells every network which pods hold something of it, also those that will be undone: until then their
 // addresses are taken.
-func (m *Manager) restoreNetworks(ctx context.Context, pods []*pod) error {
+func (m *Manager) restoreNetworks(ctx context.Context, pods []*pod) {
 	byProvider := map[string]map[string]network.Restored{}
 	var files []*os.File
 	defer func() {
@@ -409,20 +409,18 @@ func (m *Manager) restoreNetworks(ctx context.Context, pods []*pod) error {
 		}
 		byProvider[r.Provider][p.id] = network.Restored{Pod: np, Result: *r}
 	}
-	var errs []error
 	for _, n := range append([]network.Network{m.cfg.Network}, m.cfg.Networks...) {
 		if n == nil {
 			continue
 		}
 		if err := n.Restore(ctx, byProvider[n.Name()]); err != nil {
-			errs = append(errs, fmt.Errorf("cannot restore network %q: %w", n.Name(), err))
+			klog.FromContext(ctx).Error(err, "Network is not as its pods need it, going on", "network", n.Name())
 		}
 		delete(byProvider, n.Name())
 	}
 	for provider, l := range byProvider {
 		klog.FromContext(ctx).Info("Pods have a network that is not configured any more; stopping them will fail", "provider", provider, "pods", len(l))
 	}
-	return errors.Join(errs...)
 }
 
 // recoverPod brings one pod into a state that is true.

@@ -375,6 +375,28 @@ func TestRestoreOfNothing(t *testing.T) {
 	}
 }
 
+// What cannot be repaired at the start is no reason to end: Status tells, and it is tried again.
+func TestRestoreOnABrokenHost(t *testing.T) {
+	host := newNS(t)
+	b := must(New(Config{NetNS: host}))(t)
+	p := addPod(t, b, "a")
+	check(t, b.Close())
+	run(t, host, "ip", "link", "del", "crisp0")
+	b = newBridge(t, host, Config{})
+	run(t, host, "ip", "link", "add", "crisp0", "type", "veth", "peer", "name", "foreign")
+	if err := b.Restore(t.Context(), map[string]network.Restored{p.ID: {Pod: p.Pod, Result: p.result}}); err == nil {
+		t.Error("got no error")
+	}
+	if s := b.Status(); s.Ready || !strings.Contains(s.Message, "crisp0") {
+		t.Errorf("status: got %+v", s)
+	}
+	if r := must(b.Plan(t.Context(), network.Pod{ID: podID("b")}))(t); slices.Equal(r.IPs, p.result.IPs) {
+		t.Errorf("the addresses %v were given again", r.IPs)
+	}
+	run(t, host, "ip", "link", "del", "crisp0")
+	eventually(t, "the network is repaired", func() bool { b.check(); return b.Status().Ready })
+}
+
 // SEC-118: daemons that die at any moment never give an address twice.
 func TestRestoreAgainAndAgain(t *testing.T) {
 	host := newNS(t)

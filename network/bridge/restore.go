@@ -18,8 +18,20 @@ import (
 // Restore implements network.Network. Two records that claim one address or port
 // are reported in the log, and both pods keep what they have: their kernels'
 // objects exist. It returns an error only when the host's side cannot be repaired
-// or leftovers not collected; reservations are taken in any case.
+// or leftovers not collected; reservations are taken in any case, and repairing is
+// tried again (watch.go).
 func (b *Bridge) Restore(ctx context.Context, pods map[string]network.Restored) error {
+	err := b.restore(ctx, pods)
+	if err != nil {
+		err = fmt.Errorf("cannot restore network of bridge %q: %w", b.cfg.Bridge, err)
+		if b.Status().Ready {
+			b.condition.Store(&network.Condition{Reason: "RestoreFailed", Message: err.Error()})
+		}
+	}
+	return err
+}
+
+func (b *Bridge) restore(ctx context.Context, pods map[string]network.Restored) error {
 	log := klog.FromContext(ctx)
 	var rules []nft.Pod
 	b.mu.Lock()
@@ -42,7 +54,7 @@ func (b *Bridge) Restore(ctx context.Context, pods map[string]network.Restored) 
 
 	link, err := b.kernel.bridgeLink(b.cfg.Bridge)
 	if err != nil {
-		return fmt.Errorf("cannot restore network of bridge %q: %w", b.cfg.Bridge, err)
+		return err
 	}
 	index := 0
 	if link != nil {
@@ -62,10 +74,7 @@ func (b *Bridge) Restore(ctx context.Context, pods map[string]network.Restored) 
 	} else {
 		repaired = b.rules.Delete(b.cfg.Table)
 	}
-	if err := errors.Join(collected, repaired); err != nil {
-		return fmt.Errorf("cannot restore network of bridge %q: %w", b.cfg.Bridge, err)
-	}
-	return nil
+	return errors.Join(collected, repaired)
 }
 
 // checkResult reports what no Plan of ours can have returned.
