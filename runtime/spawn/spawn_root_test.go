@@ -552,6 +552,9 @@ func TestAttachStream(t *testing.T) {
 
 func TestUserNamespace(t *testing.T) {
 	h := newHost(t)
+	if err := h.CheckUserNamespaces(h.ctx(), h.dir); errors.Is(err, ErrUnsupported) {
+		t.Skip(err) // before Linux 6.3
+	}
 	ids := &IDMap{UID: 700000, GID: 800000, Size: 65536}
 	p := h.pod(func(a *PodArgs) {
 		a.Userns, a.Sysctls = ids, map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}

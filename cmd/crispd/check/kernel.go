@@ -199,6 +199,18 @@ func askIDMap(h *host) Answer {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
 	a := verdictOf(os.NewSyscallError("mount_setattr", unix.MountSetattr(tfd, "", unix.AT_EMPTY_PATH, &attr)))
 	a.Detail = joined("on "+fsName(h.scratch), a.Detail)
+	if a.Verdict != Yes {
+		return a
+	}
+	tmpfs, err := detachedTmpfs() // Linux 6.3: the pod's files, emptyDirs in memory, devices
+	if err != nil {
+		return verdictOf(err)
+	}
+	defer unix.Close(tmpfs)
+	if err := unix.MountSetattr(tmpfs, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		a = verdictOf(os.NewSyscallError("mount_setattr", err))
+		a.Detail = joined("on a tmpfs", a.Detail)
+	}
 	return a
 }
 
