@@ -209,6 +209,20 @@ spec:
   containers: [{name: a, image: $image, args: [sleep]}, {name: b, image: $image, args: [sleep]}]
 YAML
 
+cat >"$work/manifests/userns.yaml" <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: userns, namespace: default}
+spec:
+  hostUsers: false
+  volumes: [{name: data, emptyDir: {}}, {name: files, image: {reference: $image, pullPolicy: IfNotPresent}}]
+  containers:
+  - name: c
+    image: $image
+    args: [mkfile, /data/f, mine, ",", sleep]
+    volumeMounts: [{name: data, mountPath: /data}, {name: files, mountPath: /files}]
+YAML
+
 ready='[.status.conditions[]? | select(.type == "Ready") | .status] | join("")'
 await 60 "web: probes pass, the pod is ready" '^True$' pod web "$ready"
 ip=$(pod web .status.podIP)
@@ -235,6 +249,11 @@ await 10 "shared: sees the other container" '(sleep.*){2}' both
 
 # summary JQ: something of the statistics of web.
 summary() { kubelet /stats/summary | jq -r --arg name "web-$node" ".pods[] | select(.podRef.name == \$name) | $1"; }
+await 60 "userns: ready" '^True$' pod userns "$ready"
+await 5 "userns: root inside is nobody outside" '^ +0 +[1-9][0-9]+ +65536' run_in userns c /payload cat /proc/self/uid_map
+await 5 "userns: what it writes into a volume is root's" '^0$' bash -c "stat -c %u $work/kubelet/pods/*/volumes/kubernetes.io~empty-dir/data/f"
+await 5 "an image as a volume" 'payload' run_in userns c /payload ls /files
+
 await 30 "statistics: the pod's containers" '^server side$' summary '[.containers[] | select(.memory.workingSetBytes > 0 and .cpu.usageCoreNanoSeconds > 0) | .name] | sort | join(" ")'
 await 30 "statistics: network and process count" '^true$' summary '.network.rxBytes > 0 and .process_stats.process_count > 0'
 await 30 "metrics: container_memory_working_set_bytes" "container_memory_working_set_bytes.*server.*web-$node" kubelet /metrics/cadvisor
