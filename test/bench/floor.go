@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -21,13 +23,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// floorTarget does the system calls that no runtime can avoid for such a pod,
-// and nothing else: cgroups, one clone for the pod's namespaces, a veth pair on a
-// bridge with an address, an overlay, one clone and execve for the container. No records, no checks,
-// no seccomp, no logs.
+// floorTarget does the system calls that no runtime can avoid for such a pod on
+// this host, and nothing else: a pod-level cgroup and one each for init and container, in every
+// hierarchy, with the limits and device rules that the pod asks for; one clone for the pod's
+// namespaces, a veth pair on a bridge with an address, an overlay, one clone and execve for the
+// container. No records, no checks, no seccomp, no logs. A bare one leaves out limits and all hierarchies but cgroup2.
 type floorTarget struct {
-	binary, root, lower, cgroups string
-	bridge                       *netlink.Bridge
+	binary, root, lower string
+	v2                  string   // cgroup of ours in cgroup2
+	v1                  []string // and in the other hierarchies
+	bridge              *netlink.Bridge
 }
 
 func newFloor(o options) (*floorTarget, error) {
@@ -38,13 +43,35 @@ func newFloor(o options) (*floorTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &floorTarget{binary: binary, root: "/var/tmp/crisp-floor-" + tag, cgroups: "/sys/fs/cgroup/crisp-floor-" + tag}
+	f := &floorTarget{binary: binary, root: "/var/tmp/crisp-floor-" + tag, v2: "/sys/fs/cgroup/crisp-floor-" + tag}
 	f.lower = f.root + "/lower"
 	if _, err := os.Stat("/sys/fs/cgroup/unified/cgroup.procs"); err == nil {
-		f.cgroups = "/sys/fs/cgroup/unified/crisp-floor-" + tag
+		f.v2 = "/sys/fs/cgroup/unified/crisp-floor-" + tag
 	}
-	if err := errors.Join(os.MkdirAll(f.lower, 0o755), os.Mkdir(f.cgroups, 0o755), copyFile(o.payload, f.lower+"/payload")); err != nil {
+	if !o.bare {
+		files, _ := filepath.Glob("/sys/fs/cgroup/*/tasks") // the pattern is well-formed
+		for _, file := range files {
+			dir := filepath.Dir(file)
+			if at, err := filepath.EvalSymlinks(dir); err == nil && at == dir { // cpuacct may be a link to cpu,cpuacct
+				f.v1 = append(f.v1, dir+"/crisp-floor-"+tag)
+			}
+		}
+	}
+	if err := errors.Join(os.MkdirAll(f.lower, 0o755), f.mkdir(""), copyFile(o.payload, f.lower+"/payload")); err != nil {
 		return nil, errors.Join(err, f.close())
+	}
+	for _, dir := range f.v1 {
+		// cpusets of children are filled by the kernel.
+		if err := os.WriteFile(dir+"/cgroup.clone_children", []byte("1"), 0); err != nil {
+			return nil, errors.Join(err, f.close())
+		}
+		for _, file := range []string{"/cpuset.cpus", "/cpuset.mems"} {
+			if data, err := os.ReadFile(filepath.Dir(dir) + file); err == nil {
+				if err := os.WriteFile(dir+file, data, 0); err != nil {
+					return nil, errors.Join(err, f.close())
+				}
+			}
+		}
 	}
 	f.bridge = &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "floor-" + tag}}
 	if err := netlink.LinkAdd(f.bridge); err != nil {
@@ -54,6 +81,65 @@ func newFloor(o options) (*floorTarget, error) {
 		return nil, errors.Join(err, f.close())
 	}
 	return f, nil
+}
+
+// mkdir makes the cgroup below ours in every hierarchy.
+func (f *floorTarget) mkdir(below string) error {
+	for _, dir := range append([]string{f.v2}, f.v1...) {
+		if err := os.Mkdir(dir+below, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *floorTarget) rmdir(below string) error {
+	for _, dir := range append([]string{f.v2}, f.v1...) {
+		if err := unix.Rmdir(dir + below); err != nil {
+			return &os.PathError{Op: "rmdir", Path: dir + below, Err: err}
+		}
+	}
+	return nil
+}
+
+// tasks are the v1 files that a thread writes to to enter the cgroup.
+func (f *floorTarget) tasks(below string) (files []string) {
+	for _, dir := range f.v1 {
+		files = append(files, dir+below+"/tasks")
+	}
+	return files
+}
+
+// limit sets what the measured pods ask for.
+func (f *floorTarget) limit(below string) error {
+	for _, l := range []struct {
+		controller, file string
+		lines            []string
+	}{
+		{"cpu", "cpu.shares", []string{"256"}},
+		{"memory", "memory.limit_in_bytes", []string{"134217728"}},
+		{"devices", "devices.deny", []string{"a"}},
+		{"devices", "devices.allow", []string{"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"}},
+	} {
+		for _, dir := range f.v1 {
+			if filepath.Base(filepath.Dir(dir)) != l.controller {
+				continue
+			}
+			file, err := os.OpenFile(dir+below+"/"+l.file, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			for _, line := range l.lines {
+				if _, err := file.WriteString(line); err != nil {
+					return errors.Join(err, file.Close())
+				}
+			}
+			if err := file.Close(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func copyFile(from, to string) error {
@@ -67,11 +153,11 @@ func copyFile(from, to string) error {
 func (f *floorTarget) name() string { return "floor" }
 
 func (f *floorTarget) cycle(_ context.Context, i int, lap func(string)) (err error) {
-	pod := fmt.Sprintf("%s/p%d", f.cgroups, i)
-	if err := errors.Join(os.Mkdir(pod, 0o755), os.Mkdir(pod+"/init", 0o755)); err != nil {
+	pod := fmt.Sprintf("/p%d", i)
+	if err := errors.Join(f.mkdir(pod), f.mkdir(pod+"/init")); err != nil {
 		return err
 	}
-	cgroup, err := os.Open(pod + "/init")
+	cgroup, err := os.Open(f.v2 + pod + "/init")
 	if err != nil {
 		return err
 	}
@@ -91,7 +177,7 @@ func (f *floorTarget) cycle(_ context.Context, i int, lap func(string)) (err err
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := bornIn(f.tasks(pod+"/init"), cmd.Start); err != nil {
 		return err
 	}
 	ended := false
@@ -126,13 +212,16 @@ func (f *floorTarget) cycle(_ context.Context, i int, lap func(string)) (err err
 	lap("run")
 
 	dir := fmt.Sprintf("%s/c%d", f.root, i)
-	for _, d := range []string{dir, dir + "/upper", dir + "/work", dir + "/merged", pod + "/c"} {
+	for _, d := range []string{dir, dir + "/upper", dir + "/work", dir + "/merged"} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
 		}
 	}
+	if err := errors.Join(f.mkdir(pod+"/c"), f.limit(pod+"/c")); err != nil {
+		return err
+	}
 	lap("create")
-	pid, err := ask(dir + " " + pod + "/c " + f.lower)
+	pid, err := ask(strings.Join([]string{dir, f.v2 + pod + "/c", cmp.Or(strings.Join(f.tasks(pod+"/c"), ","), "-"), f.lower}, " "))
 	if err != nil {
 		return err
 	}
@@ -151,11 +240,30 @@ func (f *floorTarget) cycle(_ context.Context, i int, lap func(string)) (err err
 	if err := end(); err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(dir), os.Remove(pod+"/c"), os.Remove(pod+"/init"), os.Remove(pod)); err != nil {
+	if err := errors.Join(os.RemoveAll(dir), f.rmdir(pod+"/c"), f.rmdir(pod+"/init"), f.rmdir(pod)); err != nil {
 		return err
 	}
 	lap("remove")
 	return nil
+}
+
+// bornIn runs start on a thread that has entered the v1 cgroups of the tasks files and ends with it: what it starts is born there.
+func bornIn(tasks []string, start func() error) error {
+	if len(tasks) == 0 {
+		return start()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		for _, file := range tasks {
+			if err := os.WriteFile(file, []byte("0"), 0); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- start()
+	}()
+	return <-done
 }
 
 // link makes a veth pair, its peer eth0 in the pod with an address and a default route.
@@ -215,13 +323,15 @@ func (f *floorTarget) close() error {
 	if f.bridge != nil {
 		errs = append(errs, netlink.LinkDel(f.bridge))
 	}
-	left, _ := filepath.Glob(f.cgroups + "/*/*") // the pattern is well-formed
-	pods, _ := filepath.Glob(f.cgroups + "/*")
-	for _, dir := range append(left, append(pods, f.cgroups)...) {
-		_ = unix.Rmdir(dir) // control files match the pattern too; the last one tells
-	}
-	if _, err := os.Stat(f.cgroups); err == nil {
-		errs = append(errs, fmt.Errorf("cgroup %s is still in use", f.cgroups))
+	for _, dir := range append([]string{f.v2}, f.v1...) {
+		left, _ := filepath.Glob(dir + "/*/*") // the pattern is well-formed
+		pods, _ := filepath.Glob(dir + "/*")
+		for _, d := range append(left, append(pods, dir)...) {
+			_ = unix.Rmdir(d) // control files match the pattern too; the last one tells
+		}
+		if _, err := os.Stat(dir); err == nil {
+			errs = append(errs, fmt.Errorf("cgroup %s is still in use", dir))
+		}
 	}
 	return errors.Join(append(errs, os.RemoveAll(f.root))...)
 }

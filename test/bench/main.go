@@ -47,6 +47,7 @@ func main() {
 	flag.StringVar(&o.floor, "floor", "out/floor", "test/bench/floor, static")
 	flag.IntVar(&o.n, "n", 100, "pods to measure of each target, one after another")
 	flag.IntVar(&o.pods, "pods", 50, "pods to hold while measuring memory")
+	flag.BoolVar(&o.bare, "bare-floor", false, "the floor makes cgroups in cgroup2 only and sets no limits")
 	flag.Var(&o.peers, "peer", "NAME=ENDPOINT of another runtime's CRI socket; may be repeated")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -60,6 +61,7 @@ func main() {
 type options struct {
 	crispd, payload, floor string
 	n, pods                int
+	bare                   bool // the floor does less: floorTarget
 	peers                  peerList
 }
 

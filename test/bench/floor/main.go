@@ -3,7 +3,8 @@
 // that its own start costs as little as a Go program can.
 //
 //	floor init            PID 1 of nothing: holds the namespaces it was cloned into. For each line
-//	                      "ROOT CGROUP LOWER" on stdin it starts a container, answers its pid on stdout
+//	                      "ROOT CGROUP TASKS LOWER" on stdin it starts a container, born in the cgroup2
+//	                      directory CGROUP and the v1 cgroups of TASKS (files, joined by commas), answers its pid on stdout
 //	                      when the program runs, and kills and reaps it at the next line "-".
 //	floor container ROOT LOWER   overlay, /proc, /sys, /dev, pivot_root, execve /payload sleep
 package main
@@ -60,17 +61,24 @@ func initPod() error {
 		if err != nil {
 			return err
 		}
+		var tasks []string
+		if f[2] != "-" {
+			tasks = strings.Split(f[2], ",")
+		}
 		r, w, err := os.Pipe() // closed by the container's execve: then the program runs
 		if err != nil {
 			return err
 		}
-		child, err = os.StartProcess("/proc/self/exe", []string{"floor", "container", f[0], f[2]}, &os.ProcAttr{
-			Files: []*os.File{nil, nil, os.Stderr, w},
-			Env:   []string{"GOMAXPROCS=1"},
-			Sys: &syscall.SysProcAttr{
-				Cloneflags:  unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP,
-				UseCgroupFD: true, CgroupFD: int(cgroup.Fd()),
-			},
+		err = bornIn(tasks, func() (err error) {
+			child, err = os.StartProcess("/proc/self/exe", []string{"floor", "container", f[0], f[3]}, &os.ProcAttr{
+				Files: []*os.File{nil, nil, os.Stderr, w},
+				Env:   []string{"GOMAXPROCS=1"},
+				Sys: &syscall.SysProcAttr{
+					Cloneflags:  unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP,
+					UseCgroupFD: true, CgroupFD: int(cgroup.Fd()),
+				},
+			})
+			return err
 		})
 		if err != nil {
 			return err
@@ -84,6 +92,25 @@ func initPod() error {
 		os.Stdout.WriteString(strconv.Itoa(child.Pid) + "\n")
 	}
 	return in.Err()
+}
+
+// bornIn runs start on a thread that has entered the v1 cgroups of the tasks files and ends with it.
+func bornIn(tasks []string, start func() error) error {
+	if len(tasks) == 0 {
+		return start()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		for _, file := range tasks {
+			if err := os.WriteFile(file, []byte("0"), 0); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- start()
+	}()
+	return <-done
 }
 
 // loUp is SIOCSIFFLAGS on lo.
