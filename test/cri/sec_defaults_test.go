@@ -50,7 +50,7 @@ func TestContainersHaveExactlyThis(t *testing.T) {
 		"restricted": of(w.pod(t), kubelets, byDefault, restricted),
 		"privileged": of(w.pod(t, privilegedPod), privilegedContainer),
 		"userns": of(w.usernsPod(t), kubelets, byDefault, func(c *runtimeapi.ContainerConfig) {
-			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = userns(firstID, idCount)
+			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(firstID)
 		}),
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, "hardening-"+name+".txt", c.on(t).hardening()) })
