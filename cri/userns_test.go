@@ -28,6 +28,8 @@ func TestContainerOfAUsernsPod(t *testing.T) {
 		})},
 		{"a mapped mount", "", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: t.TempDir(), UidMappings: mapping(65536), GidMappings: mapping(65536)})},
 		{"a mount mapped elsewhere", "config.mounts[0].uidMappings: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: mapping(1 << 20), GidMappings: mapping(1 << 20)})},
+		{"mounts for the node", "config.mounts[0].propagation: ", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})},
+		{"mounts of the node", "", ctrMount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: t.TempDir(), Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER})},
 		{"a user it has not", scField + "run_as_user: ", ctrSC(func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsUser.Value = 65536 })},
 		{"a group it has not", scField + "run_as_group: ", ctrSC(func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsGroup.Value = 65536 })},
 		{"the last group it has", "", ctrSC(func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsGroup.Value = 65535 })},

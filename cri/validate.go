@@ -913,6 +913,12 @@ func (c *checker) sameUserns(config *runtimeapi.ContainerConfig, ids *spawn.IDMa
 	if ids == nil {
 		return
 	}
+	for i, m := range config.GetMounts() {
+		// The pod's root may mount what it likes, and here that would appear on the node.
+		if m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+			c.bad(fmt.Sprintf("config.mounts[%d].propagation", i), "BIDIRECTIONAL is not possible in a pod with a user namespace: its root is not the node's, whose mounts it would make")
+		}
+	}
 	mapped := func(name string, id int64) {
 		if id >= int64(ids.Size) {
 			c.bad(field+name, "%d is not in the pod's user namespace, which has the ids 0 to %d", id, ids.Size-1)
