@@ -178,6 +178,9 @@ func (c *children) fork(b birth) (*child, error) {
 		pid, err = syscall.ForkExec(selfPath, args, &attr)
 		return err
 	})
+	if err == syscall.E2BIG {
+		err = syscall.ENOMEM // two or three words are not too long: their page could not be charged to the cgroup it is born in
+	}
 	if err != nil {
 		return nil, &sys.Error{Op: "clone", Path: b.role + " init", Err: err}
 	}

@@ -8,7 +8,8 @@
 //
 //	WHEN PACKAGE TEST REASON…
 //
-// WHEN is "user" (a run without root) or "always"; PACKAGE is the import path
+// WHEN is "user" (a run without root), "v2" (a host with cgroup v2 alone) or
+// "always"; PACKAGE is the import path
 // below the module; TEST is a name as go test prints it, or "*".
 package main
 
@@ -21,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 )
 
 const module = "github.com/crisp-cri/crisp"
@@ -30,7 +32,7 @@ func main() {
 	dir := flag.String("C", "", "directory to run in: another module's")
 	flag.Parse()
 
-	expected, err := readExpected(*expectFile, os.Geteuid() == 0)
+	expected, err := readExpected(*expectFile, here())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gotest:", err)
 		os.Exit(2)
@@ -76,7 +78,15 @@ func (e expectation) allows(pkg, test string) bool {
 	return isSub && e[pkg+" "+parent]
 }
 
-func readExpected(path string, root bool) (expectation, error) {
+// here is what holds of this run.
+func here() map[string]bool {
+	var fs syscall.Statfs_t
+	const cgroup2 = 0x63677270 // CGROUP2_SUPER_MAGIC, statfs(2)
+	v2 := syscall.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == cgroup2
+	return map[string]bool{"always": true, "user": os.Geteuid() != 0, "v2": v2}
+}
+
+func readExpected(path string, holds map[string]bool) (expectation, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -84,20 +94,22 @@ func readExpected(path string, root bool) (expectation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseExpected(string(data), path, root)
+	return parseExpected(string(data), path, holds)
 }
 
-func parseExpected(text, path string, root bool) (expectation, error) {
+// parseExpected reads the lines whose WHEN holds; holds has every WHEN there is.
+func parseExpected(text, path string, holds map[string]bool) (expectation, error) {
 	e := expectation{}
 	for i, line := range strings.Split(text, "\n") {
 		f := strings.Fields(line)
 		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
 			continue
 		}
-		if len(f) < 4 || f[0] != "user" && f[0] != "always" {
+		now, known := holds[f[0]]
+		if len(f) < 4 || !known {
 			return nil, fmt.Errorf("%s:%d: want WHEN PACKAGE TEST REASON, got %q", path, i+1, line)
 		}
-		if f[0] == "always" || !root {
+		if now {
 			e[f[1]+" "+f[2]] = true
 		}
 	}

@@ -20,18 +20,20 @@ const events = `{"Action":"start","Package":"github.com/crisp-cri/crisp/a"}
 func TestSummarise(t *testing.T) {
 	for _, c := range []struct {
 		name, expect   string
-		root           bool
+		when           string // beside always
 		wantUnexpected string
 	}{
-		{"nothing expected", "", true, "a TestTwo/sub: a_test.go:3: needs a moon"},
-		{"the parent test", "always a TestTwo there is no moon", true, ""},
-		{"the whole package", "always a * there is no moon", true, ""},
-		{"for users only, as user", "user a TestTwo/sub needs root", false, ""},
-		{"for users only, as root", "user a TestTwo/sub needs root", true, "a TestTwo/sub: a_test.go:3: needs a moon"},
-		{"another package", "always b TestTwo there is no moon", true, "a TestTwo/sub: a_test.go:3: needs a moon"},
+		{"nothing expected", "", "", "a TestTwo/sub: a_test.go:3: needs a moon"},
+		{"the parent test", "always a TestTwo there is no moon", "", ""},
+		{"the whole package", "always a * there is no moon", "", ""},
+		{"for users only, as user", "user a TestTwo/sub needs root", "user", ""},
+		{"for users only, as root", "user a TestTwo/sub needs root", "", "a TestTwo/sub: a_test.go:3: needs a moon"},
+		{"for v2 only, on v2", "v2 a TestTwo/sub needs v1", "v2", ""},
+		{"for v2 only, on v1", "v2 a TestTwo/sub needs v1", "", "a TestTwo/sub: a_test.go:3: needs a moon"},
+		{"another package", "always b TestTwo there is no moon", "", "a TestTwo/sub: a_test.go:3: needs a moon"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			expected, err := parseExpected(c.expect, "skips", c.root)
+			expected, err := parseExpected(c.expect, "skips", holding(c.when))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -51,9 +53,13 @@ func TestSummarise(t *testing.T) {
 	}
 }
 
+func holding(when string) map[string]bool {
+	return map[string]bool{"always": true, "user": when == "user", "v2": when == "v2"}
+}
+
 func TestParseExpectedRefuses(t *testing.T) {
 	for _, bad := range []string{"always a TestX", "sometimes a TestX why", "x"} {
-		if _, err := parseExpected(bad, "skips", true); err == nil || !strings.Contains(err.Error(), "skips:1") {
+		if _, err := parseExpected(bad, "skips", holding("")); err == nil || !strings.Contains(err.Error(), "skips:1") {
 			t.Errorf("%q: got %v, want an error that names skips:1", bad, err)
 		}
 	}

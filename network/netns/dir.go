@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/sys"
 )
 
 // DefaultDir is where ip-netns(8) looks.
@@ -47,19 +49,41 @@ func OpenDir(path string) (*Dir, error) {
 	// EINVAL: not a mount point yet.
 	err := unix.Mount("", path, "none", unix.MS_SHARED|unix.MS_REC, "")
 	if errors.Is(err, unix.EINVAL) {
-		if err := unix.Mount(path, path, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return nil, &os.PathError{Op: "bind mount", Path: path, Err: err}
-		}
-		err = unix.Mount("", path, "none", unix.MS_SHARED|unix.MS_REC, "")
+		err = makeShared(path)
+	} else if err != nil {
+		err = &os.PathError{Op: "make shared", Path: path, Err: err}
 	}
 	if err != nil {
-		return nil, &os.PathError{Op: "make shared", Path: path, Err: err}
+		return nil, err
 	}
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return &Dir{path: path, fd: os.NewFile(uintptr(fd), path)}, nil
+}
+
+// makeShared bind-mounts path over itself, with a peer group of its own. mount(2) alone would leave it in the group of
+// the mount that path is on, where that one is shared (as systemd makes all): whatever is mounted on it would be there
+// twice, on it and below it. It is put there when it is shared already, so that its copies in other
+// mount namespaces are of its group, too.
+func makeShared(path string) error {
+	fd, err := sys.CloneMount(unix.AT_FDCWD, path, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, propagation := range []uint64{unix.MS_PRIVATE, unix.MS_SHARED} {
+		if err := sys.SetMountAttr(fd, true, unix.MountAttr{Propagation: propagation}); err != nil {
+			return &os.PathError{Op: "make shared", Path: path, Err: err}
+		}
+	}
+	at, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(at)
+	return sys.AttachMount(fd, at, path)
 }
 
 // Close releases the directory. Pinned namespaces stay.

@@ -1,6 +1,7 @@
 package spawn
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,7 +15,9 @@ import (
 
 // sealImage copies the crisp-init binary into a memfd that nobody can write to. Replacing the file on
 // disk never touches running pods, and a container that gets hold of /proc/PID/exe finds a
-// sealed file (CVE-2019-5736).
+// sealed file (CVE-2019-5736). Before Linux 6.3 the copy is on a read-only mount instead, see imageOnMount.
+//
+// Needs: CAP_SYS_ADMIN before Linux 6.3. Undo: closing it.
 func sealImage(path string) (*os.File, error) {
 	src, err := os.Open(path)
 	if err != nil {
@@ -22,8 +25,8 @@ func sealImage(path string) (*os.File, error) {
 	}
 	defer src.Close()
 	fd, err := unix.MemfdCreate("crisp-init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
-	if err == unix.EINVAL { // before Linux 6.3 there is no MFD_EXEC and every memfd is executable
-		fd, err = unix.MemfdCreate("crisp-init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err == unix.EINVAL { // before Linux 6.3
+		return imageOnMount(src)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
@@ -40,16 +43,43 @@ func sealImage(path string) (*os.File, error) {
 	}
 	// The mode is sealed as well: an image whose command leads to /proc/self/exe runs this file as the
 	// container's root, who owns it and could make it executable for nobody, chmod(2).
-	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
-	_, err = unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals|sealExec)
-	if err == unix.EINVAL { // before Linux 6.3
-		_, err = unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals)
-	}
-	if err != nil {
+	const seals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL | sealExec
+	if _, err = unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals); err != nil {
 		unix.Close(ro)
 		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
 	}
 	return os.NewFile(uintptr(ro), "crisp-init"), nil
+}
+
+// imageOnMount is sealImage for kernels that cannot seal a file's mode: the copy is the one file of a tmpfs that
+// is mounted nowhere, read-only. Neither its content nor its mode can be changed through a descriptor of it, and there is
+// no other way to it.
+//
+// Needs: CAP_SYS_ADMIN. Undo: closing it.
+func imageOnMount(src io.Reader) (*os.File, error) {
+	mount, err := sys.CreateMount("tmpfs", [][2]string{{"mode", "0555"}, {"nr_inodes", "2"}}, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(mount)
+	const name = "crisp-init"
+	fd, err := unix.Openat(mount, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o555)
+	if err != nil {
+		return nil, &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	w := os.NewFile(uintptr(fd), name)
+	_, err = io.Copy(w, src)
+	if err = errors.Join(err, w.Chmod(0o555), w.Close()); err != nil { // not what the umask makes of it
+		return nil, err
+	}
+	if err := sys.SetMountAttr(mount, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return nil, err
+	}
+	ro, err := unix.Openat(mount, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(ro), name), nil
 }
 
 // Linux 6.3.

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -221,13 +225,8 @@ func (s *Spawner) MountRootfs(ctx context.Context, r RootfsArgs) (*os.File, erro
 	if err := o.dress(r.Upper); err != nil {
 		return nil, err
 	}
-	for _, d := range [][2]string{{"upperdir", r.Upper}, {"workdir", r.Work}} {
-		if err := o.add(d[0], d[1]); err != nil {
-			return nil, err
-		}
-	}
-	o.options = append(o.options, [2]string{"volatile", ""})
-	fd, err := s.mountOverlay(o.options, 0)
+	o.upper, o.work = r.Upper, r.Work
+	fd, err := s.mountOverlay(o, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -255,7 +254,7 @@ func (s *Spawner) MountImage(ctx context.Context, a ImageArgs) (*os.File, error)
 			return nil, err
 		}
 	}
-	fd, err := s.mountOverlay(o.options, unix.MOUNT_ATTR_RDONLY)
+	fd, err := s.mountOverlay(o, unix.MOUNT_ATTR_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -309,50 +308,52 @@ func (s *Spawner) partOfOld(mount, target int) (fd int, err error) {
 	return fd, err
 }
 
-// overlayOptions are those of an overlay whose directories are given by descriptor.
-type overlayOptions struct {
-	opened  []int
-	options [][2]string
+// overlay is one that is to be mounted. Lower directories are descriptors.
+type overlay struct {
+	lower       []lower // topmost first
+	upper, work string  // "" both: read-only
 }
 
-func (o *overlayOptions) close() { closeFDs(o.opened) }
+type lower struct {
+	fd       int
+	detached bool // a mount that is nowhere; else a directory
+}
+
+func (o *overlay) close() {
+	for _, l := range o.lower {
+		unix.Close(l.fd)
+	}
+}
 
 // openLayers opens lower directories, topmost first; with a user namespace as id-mapped clones. What it returns is to be closed
 // also after an error.
-func openLayers(lower []string, userns *os.File) (*overlayOptions, error) {
-	o := &overlayOptions{}
-	for _, l := range lower {
+func openLayers(paths []string, userns *os.File) (*overlay, error) {
+	o := &overlay{}
+	for _, path := range paths {
 		if userns == nil {
-			if err := o.add("lowerdir+", l); err != nil {
+			fd, err := openDir(path)
+			if err != nil {
 				return o, err
 			}
+			o.lower = append(o.lower, lower{fd: fd})
 			continue
 		}
-		fd, err := sys.CloneMount(unix.AT_FDCWD, l, false)
+		fd, err := sys.CloneMount(unix.AT_FDCWD, path, false)
 		if err != nil {
 			return o, err
 		}
-		o.take("lowerdir+", fd)
-		if err := (&source{path: l}).idmapTo(fd, int(userns.Fd())); err != nil {
-			return o, fmt.Errorf("layer %s: %w", l, err)
+		o.lower = append(o.lower, lower{fd: fd, detached: true})
+		if err := (&source{path: path}).idmapTo(fd, int(userns.Fd())); err != nil {
+			return o, fmt.Errorf("layer %s: %w", path, err)
 		}
 	}
 	return o, nil
 }
 
-func (o *overlayOptions) add(option, path string) error {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	o.take(option, fd)
-	return nil
-}
-
 // dress gives the writable layer's root the owner and mode of the topmost lower layer's: overlayfs shows its, not theirs.
-func (o *overlayOptions) dress(upper string) error {
+func (o *overlay) dress(upper string) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(o.opened[0], &st); err != nil { // through an id-mapped clone: the mapped owner
+	if err := unix.Fstat(o.lower[0].fd, &st); err != nil { // through an id-mapped clone: the mapped owner
 		return os.NewSyscallError("fstat", err)
 	}
 	if err := os.Lchown(upper, int(st.Uid), int(st.Gid)); err != nil {
@@ -364,36 +365,65 @@ func (o *overlayOptions) dress(upper string) error {
 	return nil
 }
 
+func openDir(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
 // addEmpty adds an empty lower directory.
-func (o *overlayOptions) addEmpty() error {
+func (o *overlay) addEmpty() error {
 	fd, err := sys.CreateMount("tmpfs", [][2]string{{"size", "0k"}, {"nr_inodes", "2"}}, unix.MOUNT_ATTR_RDONLY)
 	if err != nil {
 		return err
 	}
-	o.take("lowerdir+", fd)
+	o.lower = append(o.lower, lower{fd: fd, detached: true})
 	return nil
 }
 
-func (o *overlayOptions) take(option string, fd int) {
-	o.opened = append(o.opened, fd)
-	o.options = append(o.options, [2]string{option, fmt.Sprintf("/proc/self/fd/%d", fd)})
-}
-
 // mountOverlay makes a detached overlay.
-func (s *Spawner) mountOverlay(options [][2]string, attr uint64) (int, error) {
-	fd, err := sys.CreateMount("overlay", options, attr)
-	if err != nil && errors.Is(err, unix.EINVAL) && !lowerdirPlus() {
-		if fd, err = s.mountOverlayOld(options); err == nil && attr != 0 {
-			if err = sys.SetMountAttr(fd, false, unix.MountAttr{Attr_set: attr}); err != nil {
-				unix.Close(fd)
-			}
-		}
+func (s *Spawner) mountOverlay(o *overlay, attr uint64) (int, error) {
+	fd, err := -1, error(unix.EINVAL)
+	if lowerdirPlus() {
+		fd, err = o.mount(attr)
+	}
+	// EINVAL, too: before Linux 6.15 a detached mount cannot be a layer.
+	if errors.Is(err, unix.EINVAL) && (!lowerdirPlus() || o.hasDetached()) {
+		fd, err = s.mountOverlayOld(o, attr)
 	}
 	if err != nil {
 		return -1, explainOverlay(err)
 	}
 	return fd, nil
 }
+
+func (o *overlay) hasDetached() bool {
+	return slices.ContainsFunc(o.lower, func(l lower) bool { return l.detached })
+}
+
+// mount makes the overlay where the kernel takes lower layers one by one.
+func (o *overlay) mount(attr uint64) (int, error) {
+	var options [][2]string
+	for _, l := range o.lower {
+		options = append(options, [2]string{"lowerdir+", fdPath(l.fd)})
+	}
+	if o.upper != "" {
+		for _, d := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}} {
+			fd, err := openDir(d[1])
+			if err != nil {
+				return -1, err
+			}
+			defer unix.Close(fd)
+			options = append(options, [2]string{d[0], fdPath(fd)})
+		}
+		options = append(options, [2]string{"volatile", ""})
+	}
+	return sys.CreateMount("overlay", options, attr)
+}
+
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // explainOverlay adds advice where the errno misleads.
 func explainOverlay(err error) error {
@@ -408,52 +438,127 @@ func explainOverlay(err error) error {
 	return err
 }
 
-// lowerdirPlus: the kernel takes lower layers one by one (Linux 6.7). Probed by an option of a context that is thrown
-// away: who knows it looks the directory up at once, and does not find it. Before 6.5 anything is taken, and looked at when the
-// mount is made.
-func lowerdirPlus() bool {
+// lowerdirPlus: the kernel takes lower layers one by one (Linux 6.7). Probed once, by options of a context that is
+// thrown away. Before Linux 6.5 overlayfs had no contexts of its own, and the generic ones collect any words
+// until the file system is made: one that takes nonsense, too, knows nothing of the other.
+var lowerdirPlus = sync.OnceValue(func() bool {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return false
+		return true // there is no overlayfs: that is for the mount to say
 	}
 	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, "lowerdir+", "/proc/self/fd/-1") == unix.ENOENT
-}
+	return unix.FsconfigSetString(fs, "no-such-option", "/") != nil && unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
+})
 
-// mountOverlayOld is the path for kernels without lowerdir+: mount(2), whose options must fit one page, in the base
-// mount namespace, then a detached clone of it.
+// mountOverlayOld is the path for kernels without lowerdir+ (before Linux 6.7), or that take no detached mount for a
+// layer (before 6.15): mount(2), whose options must fit one page, in the base mount namespace, then a
+// detached clone of it. A layer must be on a mount of that namespace, so a clone of each is attached
+// there, one upon the other, for as long as it takes; the descriptors see through the pile. The clones are private: what is
+// mounted on one of them is mounted nowhere else.
 //
 // Runs on: the base thread. Undo: closing the descriptor.
-func (s *Spawner) mountOverlayOld(options [][2]string) (int, error) {
-	var lowers, rest []string
-	for _, o := range options {
-		switch {
-		case o[0] == "lowerdir+":
-			lowers = append(lowers, o[1])
-		case o[1] == "":
-			rest = append(rest, o[0])
-		default:
-			rest = append(rest, o[0]+"="+o[1])
+func (s *Spawner) mountOverlayOld(o *overlay, attr uint64) (fd int, err error) {
+	var mounts, opened []int
+	defer func() { closeFDs(opened) }()
+	clone := func(dir int, path string) (int, error) {
+		m, err := sys.CloneMount(dir, path, false)
+		if err == nil {
+			mounts, opened = append(mounts, m), append(opened, m)
 		}
+		return m, err
 	}
-	data := strings.Join(append([]string{"lowerdir=" + strings.Join(lowers, ":")}, rest...), ",")
+	var lowers []string
+	for _, l := range o.lower {
+		m := l.fd
+		if l.detached {
+			mounts = append(mounts, m)
+		} else if m, err = clone(m, ""); err != nil {
+			return -1, err
+		}
+		lowers = append(lowers, fdPath(m))
+	}
+	data := "lowerdir=" + strings.Join(lowers, ":")
+	if o.upper != "" {
+		// Both on one mount, or overlayfs refuses them.
+		dir, err := clone(unix.AT_FDCWD, commonDir(o.upper, o.work))
+		if err != nil {
+			return -1, err
+		}
+		for _, d := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}} {
+			below, err := filepath.Rel(commonDir(o.upper, o.work), d[1])
+			if err != nil {
+				return -1, err
+			}
+			at, err := sys.OpenInRoot(dir, below, unix.O_PATH|unix.O_DIRECTORY, sys.RefuseLinks)
+			if err != nil {
+				return -1, err
+			}
+			opened = append(opened, at)
+			data += "," + d[0] + "=" + fdPath(at)
+		}
+		data += ",volatile"
+	}
 	if len(data) >= os.Getpagesize() {
 		return -1, fmt.Errorf("%w: %d layers do not fit the mount options of this kernel", ErrUnsupported, len(lowers))
 	}
-	fd := -1
-	var err error
-	s.thread.do(func() {
-		if err = unix.Mount("overlay", baseScratch, "overlay", 0, data); err != nil {
-			err = &sys.Error{Op: "mount", Path: "overlay", Err: err}
-			return
+	for _, m := range mounts {
+		if err := sys.SetMountAttr(m, false, unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+			return -1, err
 		}
-		fd, err = sys.CloneMount(unix.AT_FDCWD, baseScratch, false)
-		if uerr := unix.Unmount(baseScratch, unix.MNT_DETACH); uerr != nil && err == nil {
+	}
+	fd = -1
+	s.thread.do(func() { fd, err = overlayUpon(mounts, data) })
+	if err == nil && attr != 0 {
+		if err = sys.SetMountAttr(fd, false, unix.MountAttr{Attr_set: attr}); err != nil {
 			unix.Close(fd)
-			fd, err = -1, &sys.Error{Op: "umount", Path: baseScratch, Err: uerr}
+			fd = -1
 		}
-	})
+	}
 	return fd, err
+}
+
+// overlayUpon attaches mounts at baseScratch, an overlay upon them, and returns a detached clone of it; the place is
+// left empty.
+//
+// Runs on: the base thread.
+func overlayUpon(mounts []int, data string) (fd int, err error) {
+	fd = -1
+	attached := 0
+	defer func() {
+		for range attached {
+			if uerr := unix.Unmount(baseScratch, unix.MNT_DETACH); uerr != nil {
+				err = errors.Join(err, &sys.Error{Op: "umount", Path: baseScratch, Err: uerr})
+			}
+		}
+		if err != nil && fd >= 0 {
+			unix.Close(fd)
+			fd = -1
+		}
+	}()
+	at, err := openDir(baseScratch)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(at)
+	for _, m := range mounts {
+		if err := sys.AttachMount(m, at, baseScratch); err != nil {
+			return -1, err
+		}
+		attached++
+	}
+	if err := unix.Mount("overlay", baseScratch, "overlay", 0, data); err != nil {
+		return -1, &sys.Error{Op: "mount", Path: "overlay", Err: err}
+	}
+	attached++
+	return sys.CloneMount(unix.AT_FDCWD, baseScratch, false)
+}
+
+// commonDir is the innermost directory that a and b, absolute and clean, are both below.
+func commonDir(a, b string) string {
+	for a = filepath.Dir(a); a != "/" && !strings.HasPrefix(b, a+"/"); {
+		a = filepath.Dir(a)
+	}
+	return a
 }
 
 // baseScratch is a mount point of the base mount namespace: that of containers' roots, empty there.
