@@ -33,6 +33,16 @@ type child struct {
 	at     time.Time
 }
 
+// dead says whether the child has ended.
+func (c *child) dead() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // ends waits for the end of the child, for a while.
 func (c *child) ends(within time.Duration) bool {
 	t := time.NewTimer(within)

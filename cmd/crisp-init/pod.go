@@ -43,6 +43,7 @@ type pod struct {
 	mu         sync.Mutex
 	containers map[string]*container
 	daemon     *initproto.Conn
+	settled    *sync.Cond // of mu: a start came to its end, or a container did
 }
 
 // runPod is the pod's first process. Its life holds the namespaces: it ends when the
@@ -62,6 +63,7 @@ func runPod() {
 		fatal("read set-up", initproto.ErrMalformed)
 	}
 	p := &pod{listener: m.FDs[0], journal: journal{fd: m.FDs[1]}, containers: map[string]*container{}, makePlaces: sync.OnceValue(makePlaces)}
+	p.settled = sync.NewCond(&p.mu)
 	p.children.init()
 	if s := p.setUp(setup); s != nil {
 		_ = conn.Send(s.message()) // if the daemon is gone nobody waits

@@ -86,6 +86,7 @@ func (p *pod) prepare(id string, m *initproto.Message) initproto.Message {
 	}
 	p.mu.Lock()
 	c.prepared, c.state = l, initproto.StatePrepared
+	p.settled.Broadcast()
 	p.mu.Unlock()
 	return reply
 }
@@ -153,6 +154,7 @@ func (p *pod) settle(c *container, reply initproto.Message) initproto.Message {
 	if failed { // else launch has said that it runs, and watch may have said since that it does not any more
 		c.state = initproto.StateExited
 	}
+	p.settled.Broadcast()
 	p.mu.Unlock()
 	msg.Close() // the last of a mount may go here, and its disk may hang: not under the lock
 	if failed {
@@ -472,6 +474,7 @@ func (p *pod) watch(c *container) {
 	c.state = initproto.StateExited
 	taps := c.taps
 	c.taps = nil
+	p.settled.Broadcast()
 	p.mu.Unlock()
 	p.exited(&x)
 	c.detach(taps)
@@ -526,10 +529,15 @@ func (p *pod) signal(id string, sig unix.Signal) initproto.Message {
 	return done()
 }
 
-// remove forgets a container that does not run.
+// remove forgets a container that does not run. One that was killed while it was started, or just now, is waited
+// for: who killed it may know of it before we have settled that.
 func (p *pod) remove(id string) initproto.Message {
 	p.mu.Lock()
 	c := p.containers[id]
+	for c != nil && (c.state == initproto.StateStarting || c.state == initproto.StateRunning && c.child.dead()) {
+		p.settled.Wait()
+		c = p.containers[id]
+	}
 	if c != nil && c.state != initproto.StateCreated && c.state != initproto.StateExited {
 		p.mu.Unlock()
 		return failure(initproto.FailState, "remove container", unix.EBUSY)
