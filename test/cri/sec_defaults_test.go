@@ -34,9 +34,6 @@ func golden(t *testing.T, name, got string) {
 // written in words. Each line that changes here changes what a container can do to its node.
 func TestContainersHaveExactlyThis(t *testing.T) {
 	w := need(t)
-	kubelets := withSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
-		s.MaskedPaths, s.ReadonlyPaths = kubeletMasked, kubeletReadonly
-	})
 	byDefault := withSeccomp(runtimeapi.SecurityProfile_RuntimeDefault, "")
 	restricted := withSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
 		s.NoNewPrivs = true
@@ -49,13 +46,23 @@ func TestContainersHaveExactlyThis(t *testing.T) {
 		"default":    of(w.pod(t), kubelets, byDefault),
 		"restricted": of(w.pod(t), kubelets, byDefault, restricted),
 		"privileged": of(w.pod(t, privilegedPod), privilegedContainer),
-		"userns": of(w.usernsPod(t), kubelets, byDefault, func(c *runtimeapi.ContainerConfig) {
-			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(firstID)
-		}),
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, "hardening-"+name+".txt", c.on(t).hardening()) })
 	}
 }
+
+func TestUsernsContainersHaveExactlyThis(t *testing.T) {
+	w := needUserns(t)
+	c := w.usernsPod(t).run([]string{"sleep"}, kubelets, withSeccomp(runtimeapi.SecurityProfile_RuntimeDefault, ""), func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOf(firstID)
+	})
+	golden(t, "hardening-userns.txt", c.hardening())
+}
+
+// kubelets are the paths that the kubelet hides and protects.
+var kubelets = withSecurity(func(s *runtimeapi.LinuxContainerSecurityContext) {
+	s.MaskedPaths, s.ReadonlyPaths = kubeletMasked, kubeletReadonly
+})
 
 // hardening describes a container from the inside.
 func (c *container) hardening() string {
