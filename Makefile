@@ -86,8 +86,13 @@ demo: build ## Show a pod running, end to end, and clean up (as root; about ten 
 	hack/demo.sh
 
 .PHONY: bench
-bench: build ## Measure pods against the bare system calls, and peers if bench-peers built them (as root; BENCH="-n 100").
+bench: build ## Measure pods against the bare system calls, then run critest's own benchmarks (as root; BENCH="-n 100").
 	hack/bench.sh $(BENCH)
+	hack/critest.sh -benchmark
+
+.PHONY: budgets
+budgets: build ## Measure quickly, and fail when something costs more than its budget (as root; less than a minute).
+	hack/bench.sh -quick -budgets
 
 .PHONY: bench-peers
 bench-peers: build ## Build containerd and runc from their Go modules and run bench against them, too (as root).

@@ -316,8 +316,6 @@ func (f *floorTarget) exec(pid string) error {
 	return cmd.Run()
 }
 
-func (f *floorTarget) hold(context.Context, int) (int64, error) { return 0, nil }
-
 func (f *floorTarget) close() error {
 	var errs []error
 	if f.bridge != nil {

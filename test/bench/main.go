@@ -1,6 +1,5 @@
-// Command bench measures how long a pod takes and how much memory it costs, and
-// prints p50 and p95 of each operation, with ratios to the floor, all from one run
-// (make bench, as root):
+// Command bench measures how long a pod takes and what many of them cost, and prints
+// each operation with its ratio to the floor, all from one run (make bench, as root):
 //
 //	floor   the bare system calls for the same pod, no runtime at all (floor.go, package floor)
 //	crispd  a crispd of its own (package node)
@@ -31,9 +30,6 @@ type target interface {
 	// cycle takes one pod from nothing to nothing and calls lap after each operation; with "" after
 	// what is not to be measured.
 	cycle(ctx context.Context, i int, lap func(operation string)) error
-	// hold makes pods that stay and returns the memory of everything but the
-	// workload per pod, in bytes (PSS), 0 if it cannot tell.
-	hold(ctx context.Context, pods int) (perPod int64, err error)
 	// cpu is what the target has used of the processors so far, with all that it has started and that has ended; 0 if it
 	// cannot tell.
 	cpu() (time.Duration, error)
@@ -46,10 +42,20 @@ func main() {
 	flag.StringVar(&o.payload, "payload", "out/payload", "test/payload, static")
 	flag.StringVar(&o.floor, "floor", "out/floor", "test/bench/floor, static")
 	flag.IntVar(&o.n, "n", 100, "pods to measure of each target, one after another")
-	flag.IntVar(&o.pods, "pods", 50, "pods to hold while measuring memory")
+	flag.IntVar(&o.pods, "pods", 200, "pods to hold at once")
+	flag.IntVar(&o.peerPods, "peer-pods", 20, "pods that a peer is to hold")
+	flag.IntVar(&o.lines, "lines", 1_000_000, "lines of 100 bytes that a container prints")
+	flag.StringVar(&o.spdy, "spdy", "", "test/cri/spdyexec; \"\": exec over SPDY is not measured")
+	quick := flag.Bool("quick", false, "n 30, pods 60, lines 200000: less than a minute")
+	flag.BoolVar(&o.budgets, "budgets", false, "fail when a budget is exceeded; see budgets")
 	flag.BoolVar(&o.bare, "bare-floor", false, "the floor makes cgroups in cgroup2 only and sets no limits")
 	flag.Var(&o.peers, "peer", "NAME=ENDPOINT of another runtime's CRI socket; may be repeated")
 	flag.Parse()
+	if *quick {
+		o.n, o.pods, o.lines = 30, 60, 200_000
+	}
+	// What reads our output may end before we do (head): there is a floor and a crispd to end.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
@@ -59,10 +65,11 @@ func main() {
 }
 
 type options struct {
-	crispd, payload, floor string
-	n, pods                int
-	bare                   bool // the floor does less: floorTarget
-	peers                  peerList
+	crispd, payload, floor, spdy string
+	n, pods, peerPods, lines     int
+	bare                         bool // the floor does less: floorTarget
+	budgets                      bool
+	peers                        peerList
 }
 
 // peerList collects -peer flags.
@@ -80,10 +87,9 @@ func (p *peerList) Set(text string) error {
 
 // measured are the durations of one target, by operation.
 type measured struct {
-	name   string
-	laps   map[string][]time.Duration
-	cpu    time.Duration // of all rounds
-	memory int64         // bytes per pod, 0: unknown
+	name string
+	laps map[string][]time.Duration
+	cpu  time.Duration // of all rounds
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -134,16 +140,26 @@ func run(ctx context.Context, o options) (err error) {
 			}
 		}
 	}
-	for i, t := range targets {
-		if results[i].memory, err = t.hold(ctx, o.pods); err != nil {
-			return fmt.Errorf("%s, holding %d pods: %w", t.name(), o.pods, err)
-		}
-	}
 	print(results, o)
+	var names []string
+	var loads []load
 	for _, t := range targets {
-		if r, ok := t.(*runtimeTarget); ok && r.steps != nil {
+		r, ok := t.(*runtimeTarget)
+		if !ok {
+			continue
+		}
+		if r.steps != nil {
 			r.steps.print()
 		}
+		l, err := r.measureLoad(ctx, o)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.title, err)
+		}
+		names, loads = append(names, r.title), append(loads, l)
+	}
+	printLoads(names, loads)
+	if o.budgets {
+		return checkBudgets(results, loads)
 	}
 	return nil
 }
@@ -183,15 +199,6 @@ func print(results []measured, o options) {
 			}
 		}
 		fmt.Print(cell + " |")
-	}
-	fmt.Println()
-	fmt.Printf("| memory per pod at %d pods, KiB of PSS |", o.pods)
-	for _, r := range results {
-		if r.memory == 0 {
-			fmt.Print(" – |")
-			continue
-		}
-		fmt.Printf(" %d |", r.memory>>10)
 	}
 	fmt.Println()
 }

@@ -56,7 +56,7 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 		if err := n.Start(ctx); err != nil {
 			return nil, closeAll, err
 		}
-		targets = append(targets, &runtimeTarget{title: "crispd", steps: newSteps(), cri: n.CRI, image: ref, logs: n.LogDir, pid: n.PID, helper: "crisp-bench/held", parent: n.Cgroups})
+		targets = append(targets, &runtimeTarget{title: "crispd", steps: newSteps(), cri: n.CRI, endpoint: n.Endpoint(), node: n, image: ref, logs: n.LogDir, pid: n.PID, helper: "crisp-bench/held", parent: n.Cgroups})
 	}
 	for _, p := range o.peers {
 		conn, err := grpc.NewClient(p[1], grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -65,7 +65,7 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 		}
 		closers = append(closers, conn.Close)
 		targets = append(targets, &runtimeTarget{
-			title: p[0], helper: strings.TrimPrefix(p[1], "unix://"), image: ref, logs: n.LogDir, parent: "/crisp-bench-" + p[0],
+			title: p[0], endpoint: p[1], helper: strings.TrimPrefix(p[1], "unix://"), image: ref, logs: n.LogDir, parent: "/crisp-bench-" + p[0],
 			cri: node.CRI{RuntimeServiceClient: runtimeapi.NewRuntimeServiceClient(conn), ImageServiceClient: runtimeapi.NewImageServiceClient(conn)},
 		})
 	}
@@ -86,8 +86,10 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 type runtimeTarget struct {
 	title, image, logs, parent string
 	cri                        node.CRI
-	pid                        int    // of the daemon, 0: not counted
-	helper                     string // in the command lines of what runs beside each pod's workload
+	endpoint                   string
+	node                       *node.Node // nil of a peer
+	pid                        int        // of the daemon, 0: not counted
+	helper                     string     // in the command lines of what runs beside each pod's workload
 	held                       []string
 	steps                      *steps // where crispd spends its time; nil: it is not asked
 }
@@ -174,47 +176,6 @@ func (r *runtimeTarget) cycle(ctx context.Context, i int, lap func(string)) erro
 	return nil
 }
 
-// hold counts what runs beside the workload: crispd's growth and its pod inits; of a
-// peer only the shims, without its pause processes and daemon, which flatters it.
-func (r *runtimeTarget) hold(ctx context.Context, pods int) (int64, error) {
-	var before, after, helpers int64
-	var err error
-	if r.pid != 0 {
-		if before, err = pss(r.pid); err != nil {
-			return 0, err
-		}
-	}
-	for i := range pods {
-		pod, _, err := r.up(ctx, "held"+strconv.Itoa(i), func(string) {})
-		if pod != "" {
-			r.held = append(r.held, pod)
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	if r.pid != 0 {
-		if after, err = pss(r.pid); err != nil {
-			return 0, err
-		}
-	}
-	pids, err := processes(r.helper)
-	if err != nil {
-		return 0, err
-	}
-	if len(pids) == 0 {
-		return 0, fmt.Errorf("found no process with %q in its command line", r.helper)
-	}
-	for _, pid := range pids {
-		n, err := pss(pid)
-		if err != nil {
-			return 0, err
-		}
-		helpers += n
-	}
-	return (helpers + max(0, after-before)) / int64(pods), r.close()
-}
-
 // cpu is crispd's, with its pods' that have ended: their inits are its children, and the containers theirs.
 func (r *runtimeTarget) cpu() (time.Duration, error) {
 	if r.pid == 0 {
@@ -273,15 +234,4 @@ func pss(pid int) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("no Pss in smaps_rollup of %d", pid)
-}
-
-// close removes the pods that are there.
-func (r *runtimeTarget) close() error {
-	var errs []error
-	for _, pod := range r.held {
-		_, err := r.cri.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
-		errs = append(errs, err)
-	}
-	r.held = nil
-	return errors.Join(errs...)
 }
