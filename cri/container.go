@@ -72,12 +72,16 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the config: %w", err)
 	}
+	confined, err := s.appArmorProfile(ctx, sc)
+	if err != nil {
+		return nil, err
+	}
 	found, err := s.lookUp(ctx, config, profile)
 	if err != nil {
 		return nil, err
 	}
 	spec, err := buildSpec(&specInput{
-		config: config, image: img.Config.Config, pod: pod, pidMode: pid, found: found, profile: profile,
+		config: config, image: img.Config.Config, pod: pod, pidMode: pid, found: found, profile: profile, appArmor: confined,
 		host: &s.cfg.Host, capabilities: s.cfg.DefaultCapabilities,
 	})
 	if err != nil {

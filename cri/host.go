@@ -1,7 +1,6 @@
 package cri
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -17,7 +16,7 @@ type Host struct {
 	Hostname          string
 	Arch              string // as runtime.GOARCH
 	RecursiveReadOnly bool   // mount_setattr(2) with AT_RECURSIVE, Linux 5.12
-	SELinux, AppArmor bool   // enabled in the running kernel
+	SELinux           bool   // enabled in the running kernel
 	// NoUserNamespaces is why pods cannot have a user namespace; "": they can. Not ProbeHost's to find out: package spawn
 	// tries it on the file systems that pods will use.
 	NoUserNamespaces string
@@ -51,13 +50,11 @@ func ProbeHost() (Host, error) {
 	rro := !errors.Is(unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{}), unix.ENOSYS)
 	var fs unix.Statfs_t
 	selinux := unix.Statfs("/sys/fs/selinux", &fs) == nil && fs.Type == unix.SELINUX_MAGIC
-	apparmor, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	return Host{
 		Hostname:          name,
 		Arch:              runtime.GOARCH,
 		RecursiveReadOnly: rro,
 		SELinux:           selinux,
-		AppArmor:          err == nil && bytes.HasPrefix(apparmor, []byte("Y")),
 		Masked:            append(throttle, maskedPaths...),
 	}, nil
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crisp-cri/crisp/runtime/apparmor"
 )
 
 const (
@@ -78,7 +80,15 @@ func (s *runtimeService) statusInfo() (map[string]string, error) {
 	if s.cfg.CDI != nil {
 		devices["devices"], devices["ignored"] = s.cfg.CDI.Names(), s.cfg.CDI.Problems()
 	}
+	modules := map[string]any{"enabled": s.cfg.AppArmor != nil}
+	if s.cfg.AppArmor != nil {
+		modules["defaultProfile"] = apparmor.Default
+		if err := s.cfg.AppArmor.Problem(); err != nil {
+			modules["problem"] = err.Error()
+		}
+	}
 	return inJSON(map[string]any{
+		"apparmor":   modules,
 		"cdi":        devices,
 		"config":     s.cfg.Settings,
 		"operations": operations,

@@ -1,12 +1,17 @@
 package cri
 
 import (
+	"context"
+	"fmt"
 	"path"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
+	"github.com/crisp-cri/crisp/runtime/apparmor"
 	"github.com/crisp-cri/crisp/runtime/caps"
 	"github.com/crisp-cri/crisp/runtime/seccomp"
 )
@@ -59,6 +64,42 @@ func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext, unset runtimea
 		return nil, nil
 	}
 	return p, nil
+}
+
+// appArmorProfile is the name of the profile that a container runs under; "" is none.
+//
+// Named by nobody, it is the default one; if that could not be loaded (Status says why, and the log since the start), none: a
+// node without apparmor_parser still runs pods. Who asks for it by name, RuntimeDefault, gets it or an error.
+func (s *runtimeService) appArmorProfile(ctx context.Context, sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
+	const field = "config.linux.security_context.apparmor"
+	if s.cfg.AppArmor == nil || sc.GetPrivileged() {
+		return "", nil
+	}
+	p := askedProfile(sc)
+	switch {
+	case p == nil:
+		if err := s.cfg.AppArmor.Ensure(ctx); err != nil {
+			klog.FromContext(ctx).V(2).Info("Default AppArmor profile cannot be used, going on without", "err", err)
+			return "", nil
+		}
+		return apparmor.Default, nil
+	case p.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault:
+		if err := s.cfg.AppArmor.Ensure(ctx); err != nil {
+			return "", fmt.Errorf("%s: RuntimeDefault: %w", field, err)
+		}
+		return apparmor.Default, nil
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/") // as older kubelets sent it
+		loaded, err := s.cfg.AppArmor.Has(name)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", field, err)
+		}
+		if !loaded {
+			return "", invalid(field+".localhost_ref", "%v: %q (apparmor_parser loads profiles)", apparmor.ErrNotLoaded, clip(name))
+		}
+		return name, nil
+	}
+	return "", nil
 }
 
 // filter is the seccomp section: nil, the default profile for these capabilities, or the file that

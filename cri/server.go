@@ -78,10 +78,19 @@ type Config struct {
 	CDI *cdi.Registry
 	// CDIAnnotations: containers' annotations (cdi.k8s.io/…) can name them, too.
 	CDIAnnotations bool
+	// AppArmor is the kernel's policy; nil: it has none. (*apparmor.Policy is one.)
+	AppArmor Profiles
 	// Streaming serves exec, attach and port-forward. Can be empty.
 	Streaming StreamingConfig
 	// Settings is shown as JSON by Status (verbose); no secrets. Can be nil.
 	Settings any
+}
+
+// Profiles is what this package needs of *apparmor.Policy, whose documentation counts.
+type Profiles interface {
+	Has(name string) (bool, error)
+	Ensure(ctx context.Context) error
+	Problem() error
 }
 
 // maxMessage bounds messages, both ways: the kubelet's own limit (cri-client maxMsgSize).

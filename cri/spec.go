@@ -46,6 +46,8 @@ type specInput struct {
 	pidMode podsandbox.NamespaceMode
 	found   *found
 	profile *runtimeapi.SecurityProfile // of seccompProfile
+	// appArmor is the name of a profile that is loaded; "": none.
+	appArmor string
 
 	host         *Host
 	capabilities []string // the default set
@@ -79,6 +81,7 @@ func buildSpec(in *specInput) (*specs.Spec, error) {
 			Cwd:             workingDir(in.config, &in.image),
 			Capabilities:    capset,
 			NoNewPrivileges: sc.GetNoNewPrivs(),
+			ApparmorProfile: in.appArmor,
 		},
 		Root:        &specs.Root{Path: "rootfs", Readonly: sc.GetReadonlyRootfs()},
 		Mounts:      mounts(in),

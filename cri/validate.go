@@ -569,7 +569,7 @@ func (c *checker) createContainer(r *runtimeapi.CreateContainerRequest, cfg *Con
 		c.bad("config.windows", "this is a Linux node")
 	}
 	c.resources("config.linux.resources", config.GetLinux().GetResources())
-	c.security("config.linux.security_context", config.GetLinux().GetSecurityContext(), &cfg.Host)
+	c.security("config.linux.security_context", config.GetLinux().GetSecurityContext(), cfg)
 }
 
 func (c *checker) imageSpec(field string, s *runtimeapi.ImageSpec, cfg *Config) {
@@ -730,7 +730,7 @@ func (c *checker) device(field string, d *runtimeapi.Device) {
 	}
 }
 
-func (c *checker) security(field string, sc *runtimeapi.LinuxContainerSecurityContext, host *Host) {
+func (c *checker) security(field string, sc *runtimeapi.LinuxContainerSecurityContext, cfg *Config) {
 	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
 		c.bad(field+".run_as_username", "cannot be set together with run_as_user")
 	}
@@ -743,7 +743,7 @@ func (c *checker) security(field string, sc *runtimeapi.LinuxContainerSecurityCo
 		c.bad(field+".run_as_username", "%q is no name of a user", clip(n))
 	}
 	c.groups(field, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
-	c.containerNamespaces(field+".namespace_options", sc.GetNamespaceOptions(), host)
+	c.containerNamespaces(field+".namespace_options", sc.GetNamespaceOptions(), &cfg.Host)
 	for _, list := range []namedList{
 		{"add_capabilities", sc.GetCapabilities().GetAddCapabilities()}, {"drop_capabilities", sc.GetCapabilities().GetDropCapabilities()},
 		{"add_ambient_capabilities", sc.GetCapabilities().GetAddAmbientCapabilities()},
@@ -766,8 +766,8 @@ func (c *checker) security(field string, sc *runtimeapi.LinuxContainerSecurityCo
 	if _, err := deprecatedProfile(sc.GetSeccompProfilePath()); err != nil {
 		c.bad(field+".seccomp_profile_path", "%v", err)
 	}
-	c.apparmor(field, sc, host)
-	c.selinux(field+".selinux_options", sc.GetSelinuxOptions(), host)
+	c.apparmor(field, sc, cfg)
+	c.selinux(field+".selinux_options", sc.GetSelinuxOptions(), &cfg.Host)
 }
 
 func (c *checker) containerNamespaces(field string, ns *runtimeapi.NamespaceOption, host *Host) {
@@ -788,34 +788,32 @@ func (c *checker) containerNamespaces(field string, ns *runtimeapi.NamespaceOpti
 	c.userns(field+".userns_options", ns.GetUsernsOptions(), host)
 }
 
-// apparmor: RuntimeDefault on a host without AppArmor is no profile; a profile by name
-// is a promise that cannot be kept there. On a host with AppArmor this version
-// refuses both, rather than to run less confined than was asked for.
-func (c *checker) apparmor(field string, sc *runtimeapi.LinuxContainerSecurityContext, host *Host) {
+// apparmor checks the form; a profile that is asked for on a host without AppArmor is a promise that cannot be kept.
+func (c *checker) apparmor(field string, sc *runtimeapi.LinuxContainerSecurityContext, cfg *Config) {
 	c.profile(field+".apparmor", sc.GetApparmor())
-	p, err := deprecatedProfile(sc.GetApparmorProfile())
-	if err != nil {
+	if _, err := deprecatedProfile(sc.GetApparmorProfile()); err != nil {
 		c.bad(field+".apparmor_profile", "%v", err)
 		return
 	}
-	if sc.GetApparmor() != nil {
-		p = sc.GetApparmor()
-	}
-	if p == nil || sc.GetPrivileged() {
+	p := askedProfile(sc)
+	if p == nil || sc.GetPrivileged() || cfg.AppArmor != nil {
 		return
 	}
 	switch p.GetProfileType() {
 	case runtimeapi.SecurityProfile_Localhost:
-		if !host.AppArmor {
-			c.lacks(field+".apparmor", "profile %q was asked for, but this kernel has no AppArmor", clip(p.GetLocalhostRef()))
-		} else {
-			c.lacks(field+".apparmor", "profile %q was asked for, but this version of crisp applies no AppArmor profiles", clip(p.GetLocalhostRef()))
-		}
+		c.lacks(field+".apparmor", "profile %q was asked for, but this kernel has no AppArmor", clip(p.GetLocalhostRef()))
 	case runtimeapi.SecurityProfile_RuntimeDefault:
-		if host.AppArmor {
-			c.lacks(field+".apparmor", "RuntimeDefault was asked for, but this version of crisp applies no AppArmor profiles; leave it out or say Unconfined")
-		}
+		c.lacks(field+".apparmor", "RuntimeDefault was asked for, but this kernel has no AppArmor; leave it out or say Unconfined")
 	}
+}
+
+// askedProfile is the AppArmor profile that a checked config asks for, in the form of today; nil: none is named.
+func askedProfile(sc *runtimeapi.LinuxContainerSecurityContext) *runtimeapi.SecurityProfile {
+	if p := sc.GetApparmor(); p != nil {
+		return p
+	}
+	p, _ := deprecatedProfile(sc.GetApparmorProfile()) // checked
+	return p
 }
 
 // deprecatedProfile reads the strings that preceded SecurityProfile; "" is nil.

@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/crisp-cri/crisp/runtime/apparmor"
 )
 
 const (
@@ -462,11 +464,16 @@ func TestSecurityModules(t *testing.T) {
 	}{
 		{"label without SELinux has no effect", false, false, labelled, codes.OK},
 		{"label with SELinux", true, false, labelled, lack},
-		{"default profile without AppArmor is none", false, false, standard, codes.OK},
-		{"default profile with AppArmor", false, true, standard, lack},
+		{"default profile without AppArmor", false, false, standard, lack},
+		{"default profile with AppArmor", false, true, standard, codes.OK},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, func(c *Config) { c.Host.SELinux, c.Host.AppArmor = tt.selinux, tt.apparmor })
+			w := newWorld(t, func(c *Config) {
+				c.Host.SELinux = tt.selinux
+				if tt.apparmor {
+					c.AppArmor = &fakeProfiles{loaded: []string{apparmor.Default}}
+				}
+			})
 			r := containerRequest()
 			tt.edit(r, r.Config)
 			_, err := w.runtime.CreateContainer(t.Context(), r)

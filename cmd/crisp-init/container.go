@@ -63,6 +63,10 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 	if s != nil {
 		return s
 	}
+	labels, s := openLabels(ownAttributes, &c.Process)
+	if s != nil {
+		return s
+	}
 	// 3. The root file system: put in place, furnished through its descriptor, entered.
 	if _, err := unix.Setsid(); err != nil {
 		return failed("start session", &sys.Error{Op: "setsid", Err: err})
@@ -126,7 +130,7 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 		return failed("enter root file system", err)
 	}
 	// 4. The process.
-	return become(&c.Process, &c.Hooks, control, next, warnings)
+	return become(&c.Process, &c.Hooks, labels, control, next, warnings)
 }
 
 // joinCgroup enters the cgroup2 hierarchy's part of our cgroup, if the pod init, in a user namespace, was not allowed to

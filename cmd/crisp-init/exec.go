@@ -40,6 +40,10 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 	if s != nil {
 		return s
 	}
+	labels, s := openLabels(ownAttributes, &x.Process)
+	if s != nil {
+		return s
+	}
 	if _, err := unix.Setsid(); err != nil {
 		return failed("start session", &sys.Error{Op: "setsid", Err: err})
 	}
@@ -72,5 +76,5 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 		}
 		_ = unix.Close(peer) // stdio keeps it open
 	}
-	return become(&x.Process, &initproto.Hooks{}, control, next, warnings)
+	return become(&x.Process, &initproto.Hooks{}, labels, control, next, warnings)
 }

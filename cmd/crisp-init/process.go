@@ -17,7 +17,7 @@ import (
 //
 // The order, and why:
 //
-//  1. umask, rlimits, session keyring: need the privileges we still have.
+//  1. umask, rlimits, labels for the execve, session keyring: need the privileges we still have.
 //  2. close every descriptor but stdio and the control socket: from here on a path like
 //     /proc/self/fd/7 leads nowhere (CVE-2024-21626).
 //  3. working directory: entered as root, again as the user where root may not (NFS root_squash).
@@ -31,7 +31,7 @@ import (
 // Needs: to be root in the user namespace. Runs on: the locked main thread; identity,
 // capabilities and filters are that thread's alone, and execve keeps it. Trust: arguments come from
 // the daemon; the file that is executed comes from the container.
-func become(p *initproto.Process, hooks *initproto.Hooks, control *initproto.Conn, next *succession, warnings []string) *step {
+func become(p *initproto.Process, hooks *initproto.Hooks, labels *labels, control *initproto.Conn, next *succession, warnings []string) *step {
 	unix.Umask(int(p.Umask))
 	for _, l := range p.Rlimits {
 		warning, err := setRlimit(l)
@@ -41,6 +41,9 @@ func become(p *initproto.Process, hooks *initproto.Hooks, control *initproto.Con
 		if warning != "" {
 			warnings = append(warnings, warning)
 		}
+	}
+	if s := labels.apply(); s != nil {
+		return s
 	}
 	if p.Keyring != "" {
 		// ENOSYS, EPERM: no keyrings in this kernel or under this filter; nobody needs ours then.

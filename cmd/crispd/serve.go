@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/cri"
+	"github.com/crisp-cri/crisp/runtime/apparmor"
 )
 
 // serve runs the daemon until SIGTERM or SIGINT; a second one ends it at once.
@@ -58,6 +59,13 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	if err := p.spawner.CheckUserNamespaces(ctx, cfg.StateRoot, filepath.Join(cfg.StateRoot, "images"), cfg.RunRoot); err != nil {
 		host.NoUserNamespaces = err.Error()
 		klog.InfoS("Pods cannot have a user namespace on this node, going on without", "err", err)
+	}
+	if apparmor.Enabled() {
+		policy := apparmor.New()
+		if err := policy.Load(ctx); err != nil {
+			klog.InfoS("Containers that name no AppArmor profile run without one", "err", err)
+		}
+		p.appArmor = policy
 	}
 	streaming, err := openStreaming(cfg.Streaming)
 	if err != nil {

@@ -33,6 +33,8 @@ type parts struct {
 	spawner *spawn.Spawner
 	pods    *podsandbox.Manager
 	cdi     *cdi.Registry // nil: none
+	// appArmor is nil for a kernel without.
+	appArmor cri.Profiles
 
 	closers []func() error // last opened, first closed
 }
@@ -217,6 +219,7 @@ func criConfig(cfg *Config, p *parts, host cri.Host, streaming cri.StreamingConf
 		DefaultSysctls:      cfg.Runtime.DefaultSysctls,
 		CDI:                 p.cdi,
 		CDIAnnotations:      cfg.CDI.Annotations,
+		AppArmor:            p.appArmor,
 		Streaming:           streaming,
 		Settings:            cfg,
 	}

@@ -335,6 +335,9 @@ func compileProcess(p *specs.Process, seccomp []byte, flags uint32) (*initproto.
 	if cwd == "" {
 		cwd = "/"
 	}
+	if strings.ContainsAny(p.ApparmorProfile+p.SelinuxLabel, "\x00\n") {
+		return nil, fmt.Errorf("%w: AppArmor profile %q or SELinux label %q", ErrInvalid, p.ApparmorProfile, p.SelinuxLabel)
+	}
 	if !path.IsAbs(cwd) {
 		return nil, fmt.Errorf("%w: working directory %q must be absolute", ErrInvalid, cwd)
 	}
@@ -342,6 +345,7 @@ func compileProcess(p *specs.Process, seccomp []byte, flags uint32) (*initproto.
 		Args: p.Args, Env: p.Env, Cwd: cwd,
 		UID: p.User.UID, GID: p.User.GID, Groups: p.User.AdditionalGids, Umask: defaultUmask,
 		NoNewPrivs: p.NoNewPrivileges, Seccomp: seccomp, SeccompFlags: flags, Terminal: p.Terminal,
+		AppArmor: p.ApparmorProfile, SELinux: p.SelinuxLabel,
 	}
 	if p.User.Umask != nil {
 		out.Umask = *p.User.Umask

@@ -100,7 +100,7 @@ var forbidden = []struct {
 	{[]string{"./runtime/sys"}, nil, product, "the bottom: it imports nothing of ours"},
 	{product, []string{"./cri", "./cmd/crispd"}, []string{"k8s.io/cri-api"}, "only cri interprets CRI messages; cmd/crispd registers its server"},
 	{product, []string{"./cri", "./cmd/crispd"}, []string{"google.golang.org/grpc"}, "errors get their gRPC code in cri/status.go, nowhere else"},
-	{product, []string{"./runtime/seccomp/internal/gen", "./network/cni", "./runtime/hooks"}, []string{"os/exec"}, "nothing of the host is executed but CNI plugins and hooks: not nft, ip, mount, tar, and nothing a container could replace"},
+	{product, []string{"./runtime/seccomp/internal/gen", "./network/cni", "./runtime/hooks", "./runtime/apparmor"}, []string{"os/exec"}, "nothing of the host is executed but CNI plugins, hooks and apparmor_parser: not nft, ip, mount, tar, and nothing a container could replace"},
 	{product, []string{"./image", "./cri", "./cmd/crispd"}, []string{"net/http"}, "only image talks HTTP, and cri serves the streams of exec"},
 	{product, nil, []string{"io/ioutil"}, "superseded since Go 1.16"},
 	{[]string{"./cmd"}, []string{"./cmd/crispd"}, []string{"github.com/spf13/cobra", "github.com/pelletier/go-toml"}, "crisp-init has neither flags nor files"},
