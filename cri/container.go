@@ -72,6 +72,7 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the config: %w", err)
 	}
+	s.noteClasses(ctx, pod, config)
 	confined, err := s.appArmorProfile(ctx, sc)
 	if err != nil {
 		return nil, err

@@ -1,11 +1,16 @@
 package cri
 
 import (
+	"context"
 	"maps"
+	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
+	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
 )
 
@@ -49,6 +54,22 @@ func limits(r *runtimeapi.LinuxContainerResources) *specs.LinuxResources {
 		out.Unified = r.GetUnified()
 	}
 	return out
+}
+
+// classPrefixes begin annotations that choose a class of block I/O or of the cache (resctrl), for runtimes that have such
+// classes (github.com/intel/goresctrl).
+var classPrefixes = []string{"blockio.resources.beta.kubernetes.io/", "rdt.resources.beta.kubernetes.io/", "io.kubernetes.cri.rdt-class"}
+
+// noteClasses says in the log that classes are asked for, and that there are none here. It is no error, for anybody who can make
+// a pod can write its annotations, and the pod may run elsewhere next time.
+func (s *runtimeService) noteClasses(ctx context.Context, pod *podsandbox.Pod, config *runtimeapi.ContainerConfig) {
+	for _, annotations := range []map[string]string{pod.Config.Annotations, config.GetAnnotations()} {
+		for key := range annotations {
+			if slices.ContainsFunc(classPrefixes, func(p string) bool { return strings.HasPrefix(key, p) }) {
+				klog.FromContext(ctx).Info("Annotation asks for a class of block I/O or cache, which crisp does not have, ignoring", "annotation", clip(key))
+			}
+		}
+	}
 }
 
 // asked translates back what a specification asks for.

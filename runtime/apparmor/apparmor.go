@@ -17,7 +17,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -151,17 +150,21 @@ func (p *Policy) Problem() error {
 	return p.problem
 }
 
+// Parser is the path of apparmor_parser.
+func Parser() (string, error) {
+	for _, name := range []string{"apparmor_parser", "/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"} { // not in everybody's PATH
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", errors.New("there is no apparmor_parser (Debian package apparmor)")
+}
+
 // parse runs apparmor_parser. Its cache is of no use: the text is in this binary.
 func parse(ctx context.Context, text string) error {
-	program, err := exec.LookPath("apparmor_parser")
-	for _, dir := range []string{"/usr/sbin", "/sbin"} { // not in everybody's PATH
-		if err == nil {
-			break
-		}
-		program, err = exec.LookPath(filepath.Join(dir, "apparmor_parser"))
-	}
+	program, err := Parser()
 	if err != nil {
-		return errors.New("there is no apparmor_parser (Debian package apparmor)")
+		return err
 	}
 	cmd := exec.CommandContext(ctx, program, "--replace", "--skip-cache")
 	cmd.Stdin = strings.NewReader(text)

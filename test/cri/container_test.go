@@ -298,6 +298,26 @@ func TestStatusReportsTheEffectiveStopSignal(t *testing.T) {
 	}
 }
 
+// Every signal that CRI has, by its own name: what status says is what was asked for, not another name of its number.
+func TestStatusReportsEveryStopSignal(t *testing.T) {
+	w := need(t)
+	p := w.pod(t)
+	if got := len(runtimeapi.Signal_name) - 1; got != 65 {
+		t.Errorf("CRI has %d signals, want 65", got)
+	}
+	for v := range runtimeapi.Signal_name {
+		want := runtimeapi.Signal(v)
+		if want == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+			continue
+		}
+		c := p.create([]string{"sleep"}, func(c *runtimeapi.ContainerConfig) { c.StopSignal = want })
+		if got := c.status().StopSignal; got != want {
+			t.Errorf("got %v, want %v", got, want)
+		}
+		c.remove()
+	}
+}
+
 func TestShorterStopShortensTheGrace(t *testing.T) {
 	w := need(t)
 	c := w.pod(t).run([]string{"ignore"})

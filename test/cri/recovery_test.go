@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/crisp-cri/crisp/test/leak"
@@ -174,6 +175,68 @@ func TestBytesOutliveTheDaemon(t *testing.T) {
 	w.crash(t)
 	w.again(t)
 	check("after an update and a crash")
+}
+
+// What is about pods rather than of them: images, statistics, events. (CDI devices: TestCDIDevices.)
+func TestImagesStatsAndEventsOutliveTheDaemon(t *testing.T) {
+	need(t)
+	w := own(t)
+	p := w.pod(t)
+	c := p.run([]string{"burn", "1", ",", "fill", "/file", "3", ",", "echo", "done", ",", "sleep"})
+	c.says("done")
+	images := func() []*runtimeapi.Image {
+		t.Helper()
+		l, err := w.im.ListImages(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	stats := func() *runtimeapi.ContainerStats {
+		t.Helper()
+		s, err := w.rt.ContainerStats(t.Context(), c.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	var layer uint64
+	eventually(t, "the writable layer is measured", func() bool {
+		layer = stats().GetWritableLayer().GetUsedBytes().GetValue()
+		return layer >= 3*mib
+	})
+	before, used := images(), stats()
+	w.crash(t)
+	w.again(t)
+	if after := images(); len(after) != len(before) || !proto.Equal(after[0], before[0]) {
+		t.Errorf("images: got %v, want %v", after, before)
+	}
+	now := stats()
+	if now.GetCpu().GetUsageCoreNanoSeconds().GetValue() < used.GetCpu().GetUsageCoreNanoSeconds().GetValue() || now.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
+		t.Errorf("statistics: got %v, want no less than %v", now, used)
+	}
+	eventually(t, "the writable layer is measured again", func() bool { return stats().GetWritableLayer().GetUsedBytes().GetValue() == layer })
+	ps, err := w.rt.PodSandboxStats(t.Context(), p.id)
+	if err != nil || len(ps.GetLinux().GetContainers()) != 1 || ps.GetLinux().GetNetwork().GetDefaultInterface() == nil {
+		t.Errorf("pod statistics: got %v, %v", ps, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s := w.listen(t, ctx)
+	c.stop(0)
+	for {
+		e, err := s.Recv()
+		if err != nil {
+			t.Fatalf("no event of the stop: %v", err)
+		}
+		if e.ContainerId == c.id && e.ContainerEventType == eventStopped {
+			break
+		}
+	}
+	// The image is in use by the container still, and goes with the last.
+	if st, err := w.im.ImageStatus(t.Context(), &runtimeapi.ImageSpec{Image: w.image}, false); err != nil || st.GetImage().GetId() != w.image {
+		t.Errorf("ImageStatus: %v, %v", st, err)
+	}
 }
 
 func TestCrashInTheMiddleOfACallLeavesNothing(t *testing.T) {

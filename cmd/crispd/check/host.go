@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crisp-cri/crisp/runtime/apparmor"
 )
 
 var hostProbes = []Probe{
@@ -118,11 +120,13 @@ func askRunRoot(h *host) Answer {
 }
 
 func askAppArmor(*host) Answer {
-	data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	if err != nil || string(trim(data)) != "Y" {
+	if !apparmor.Enabled() {
 		return no("not in this kernel, or off")
 	}
-	return yes("on; this version of crisp sets no profile")
+	if _, err := apparmor.Parser(); err != nil {
+		return no("on, but %v, and %s cannot be loaded", err, apparmor.Default)
+	}
+	return yes("on")
 }
 
 func askSELinux(*host) Answer {
