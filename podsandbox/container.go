@@ -242,11 +242,11 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 	var layers image.Layers
 	volumes := make([]image.Layers, len(cfg.Volumes))
 	return []step{
-		{name: "record",
+		{name: "record", base: true,
 			do:   func(context.Context) error { return m.store.createContainer(c.rec) },
 			undo: func(context.Context) error { return m.store.removeContainer(p.id, c.id) },
 		},
-		{name: "image",
+		{name: "image", base: true, // processes that cannot be killed run from its layers
 			do: func(context.Context) (err error) {
 				if layers, err = m.cfg.Images.Acquire(cfg.ImageID, c.id); err != nil {
 					return err

@@ -158,6 +158,65 @@ func TestRemovePodFaults(t *testing.T) {
 	})
 }
 
+// What cannot be undone stays on record: a daemon that is killed before it could leaves it to the next.
+func TestUndoKeepsRecordOfPod(t *testing.T) {
+	d := newDaemon(t)
+	fails := func(context.Context) error { return errInjected }
+	d.hook("network.Setup", fails)
+	d.hook("network.Teardown", fails)
+	if _, err := d.RunPod(context.Background(), podConfig("a")); !errors.Is(err, errInjected) {
+		t.Errorf("got %v", err)
+	}
+	d.close()
+	d.hook("network.Teardown", nil)
+	d.reset()
+	next := d.world.daemon(nil)
+	defer next.close()
+	if n := next.did("network.Teardown"); n != 1 {
+		t.Errorf("the next daemon tore the network down %d times", n)
+	}
+	if l := next.leftovers(); len(l) > 0 {
+		t.Errorf("left over: %v", l)
+	}
+}
+
+// A container whose processes cannot be killed keeps its record and its image's layers, below which they run.
+func TestUndoKeepsWhatRuns(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(d *daemon, pod string) error
+	}{
+		{"create", func(d *daemon, pod string) error {
+			d.hook("init.Create", func(context.Context) error { return errInjected })
+			_, err := d.CreateContainer(context.Background(), pod, containerConfig("c"))
+			return err
+		}},
+		{"remove", func(d *daemon, pod string) error {
+			return d.RemoveContainer(context.Background(), d.create(pod, "c"))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := newDaemon(t)
+			defer d.close()
+			pod := d.run("a")
+			d.hook("cgroup.Kill", func(context.Context) error { return errInjected })
+			if err := tt.do(d, pod); !errors.Is(err, errInjected) {
+				t.Errorf("got %v", err)
+			}
+			l := strings.Join(d.leftovers(pod), "\n")
+			if !strings.Contains(l, "image ") {
+				t.Errorf("its image was given back, left are: %s", l)
+			}
+			if dirs, err := ids(filepath.Join(d.store.podDir(pod), containersDir)); len(dirs) != 1 {
+				t.Errorf("got records %v, %v", dirs, err)
+			}
+			d.hook("cgroup.Kill", nil)
+			d.retryUndoing()
+			d.removeAll()
+		})
+	}
+}
+
 // A full disk keeps nobody from stopping and removing (C-20).
 func TestFullDisk(t *testing.T) {
 	d := newDaemon(t)

@@ -259,7 +259,7 @@ func (m *Manager) podSteps(op *operation, p *pod) []step {
 			return err
 		}}) // the reservation is given back by "network"
 	}
-	add(step{name: "record", stays: true,
+	add(step{name: "record", stays: true, base: true,
 		do:   func(context.Context) error { return m.store.createPod(p.rec) },
 		undo: func(context.Context) error { return m.store.removePod(p.id) },
 	})

@@ -19,6 +19,8 @@ type step struct {
 	undo func(ctx context.Context) error
 	// stays says that StopPod leaves it, so that the pod can be shown until RemovePod.
 	stays bool
+	// base says that what the steps after it made stands on it, or is found by it: it is undone when nothing of that is left.
+	base bool
 	// beside says that do runs on a goroutine of its own, beside the steps that follow, up to the first that is after it. It shares
 	// nothing with them that either changes.
 	beside bool
@@ -159,14 +161,14 @@ func (op *operation) time(ctx context.Context, name string, do func(context.Cont
 	return ran{name, took, err}
 }
 
-// undo undoes all steps that which selects, last first, whatever fails, and joins the errors.
+// undo undoes all steps that which selects, last first, whatever fails, and joins the errors. A base stays if anything failed.
 // It is given time of its own.
 func (op *operation) undo(ctx context.Context, steps []step, which func(step) bool) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
 	for i := len(steps) - 1; i >= 0; i-- {
 		s := steps[i]
-		if s.undo == nil || !which(s) {
+		if s.undo == nil || !which(s) || s.base && len(errs) > 0 {
 			continue
 		}
 		name := "undo " + s.name
