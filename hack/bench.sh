@@ -14,7 +14,8 @@ need_root "the benchmark makes pods"
 mkdir -p out
 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o out/payload ./test/payload
 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o out/floor ./test/bench/floor
+CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o out/trivial ./test/bench/trivial
 go build -o out/bench ./test/bench
 go -C test/cri build -o "$root/out/spdyexec" ./spdyexec
 printf '%s, commit %s, Linux %s, %s cores, load %s\n\n' "$(date -u +%F)" "$(git rev-parse --short HEAD)" "$(uname -r)" "$(nproc)" "$(cut -d' ' -f1 /proc/loadavg)"
-out/bench -crispd bin/crispd -payload out/payload -floor out/floor -spdy out/spdyexec "$@"
+out/bench -crispd bin/crispd -payload out/payload -floor out/floor -trivial out/trivial -spdy out/spdyexec "$@"

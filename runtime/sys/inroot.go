@@ -93,9 +93,12 @@ func EnsureInRoot(root int, path string, kind Kind, links Links) (int, error) {
 	if err == nil || !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
+	todo := split(path)
+	if fd, err := ensureLast(root, todo, kind, links); err == nil {
+		return fd, nil
+	}
 	w := walk{stack: []int{root}}
 	defer w.close()
-	todo := split(path)
 	for followed := 0; len(todo) > 0; {
 		name := todo[0]
 		todo = todo[1:]
@@ -121,6 +124,26 @@ func EnsureInRoot(root int, path string, kind Kind, links Links) (int, error) {
 		todo = append(split(link), todo...)
 	}
 	return w.take(path)
+}
+
+// ensureLast is EnsureInRoot where only the last component is missing, as of most mount points: the kernel walks to its directory, which
+// costs half as many system calls as walking there by steps. An error says nothing but that the steps are to be tried.
+func ensureLast(root int, path []string, kind Kind, links Links) (int, error) {
+	if len(path) < 2 || path[len(path)-1] == ".." {
+		return -1, unix.ENOENT
+	}
+	last := len(path) - 1
+	dir, err := OpenInRoot(root, strings.Join(path[:last], "/"), unix.O_PATH|unix.O_DIRECTORY, links)
+	if err != nil {
+		return -1, err
+	}
+	w := walk{stack: []int{root, dir}}
+	defer w.close()
+	fd, link, err := w.step(path[last], kind == RegularFile)
+	if link != "" { // somebody made it meanwhile, or it dangles: where it leads depends on the way here
+		return -1, unix.ELOOP
+	}
+	return fd, err
 }
 
 // split cuts a path into its components; "." and "" are none.

@@ -20,13 +20,16 @@ func TestFloor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary := filepath.Join(dir, "floor")
-	build := exec.Command("go", "build", "-o", binary, "./floor")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	binaries := map[string]string{}
+	for _, name := range []string{"floor", "trivial"} {
+		binaries[name] = filepath.Join(dir, name)
+		build := exec.Command("go", "build", "-o", binaries[name], "./"+name)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
 	}
-	f, err := newFloor(options{floor: binary, payload: payload})
+	f, err := newFloor(options{floor: binaries["floor"], trivial: binaries["trivial"], payload: payload})
 	if err != nil {
 		t.Fatal(err)
 	}

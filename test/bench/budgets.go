@@ -32,10 +32,10 @@ func (r *outcome) perPod(what string) float64 {
 }
 
 var budgets = []budget{
-	{"pod up, × floor (p10)", 1.8, 3, func(r *outcome) float64 { return r.overFloor("up") }},
+	{"pod up, × floor (p10)", 1.9, 3.2, func(r *outcome) float64 { return r.overFloor("up") }},
 	{"run, × floor (p10)", 1.6, 3, func(r *outcome) float64 { return r.overFloor("run") }},
-	{"start, × floor (p10)", 1.5, 3, func(r *outcome) float64 { return r.overFloor("start") }},
-	{"exec, × floor (p10)", 1.6, 2.8, func(r *outcome) float64 { return r.overFloor("exec") }},
+	{"start, × floor (p10)", 1.7, 3.2, func(r *outcome) float64 { return r.overFloor("start") }},
+	{"exec, × floor (p10)", 1.9, 3.5, func(r *outcome) float64 { return r.overFloor("exec") }},
 	{"remove, × floor (p10)", 1.5, 4, func(r *outcome) float64 { return r.overFloor("remove") }},
 	{"processor time per pod, × floor", 2, 3.5, func(r *outcome) float64 { return float64(r.crispd.cpu) / float64(r.floor.cpu) }},
 	{"memory per pod, MiB of PSS", 0.8, 1.5, func(r *outcome) float64 { return float64(r.load.memory) / (1 << 20) }},

@@ -57,7 +57,7 @@ func newFloor(o options) (*floorTarget, error) {
 			}
 		}
 	}
-	if err := errors.Join(os.MkdirAll(f.lower, 0o755), f.mkdir(""), copyFile(o.payload, f.lower+"/payload")); err != nil {
+	if err := errors.Join(os.MkdirAll(f.lower, 0o755), f.mkdir(""), copyFile(o.payload, f.lower+"/payload"), copyFile(o.trivial, f.lower+"/true")); err != nil {
 		return nil, errors.Join(err, f.close())
 	}
 	for _, dir := range f.v1 {
@@ -310,9 +310,9 @@ func (f *floorTarget) cpu() (time.Duration, error) {
 	return sum, nil
 }
 
-// exec runs /payload true in the namespaces of pid: nsenter's work, by the pod's own binary.
+// exec runs /true in the namespaces of pid: nsenter's work, by the pod's own binary.
 func (f *floorTarget) exec(pid string) error {
-	cmd := exec.Command("/usr/bin/nsenter", "--target", pid, "--pid", "--mount", "--net", "--ipc", "--uts", "/payload", "true")
+	cmd := exec.Command("/usr/bin/nsenter", "--target", pid, "--pid", "--mount", "--net", "--ipc", "--uts", "/true")
 	return cmd.Run()
 }
 

@@ -18,7 +18,7 @@ import (
 
 // load is what is measured of a runtime besides pods one after another. Zero: not measured.
 type load struct {
-	spdy []time.Duration // exec of /payload true over SPDY, one after another
+	spdy []time.Duration // exec of /true over SPDY, one after another
 	log  float64         // stdout into the container's log, MB/s, the producer included; best of a few
 	copy float64         // the same bytes from a pipe into a file, by io.Copy's system calls: what is possible
 

@@ -41,6 +41,7 @@ func main() {
 	flag.StringVar(&o.crispd, "crispd", "bin/crispd", "the daemon; crisp-init is beside it; \"\": leave it out")
 	flag.StringVar(&o.payload, "payload", "out/payload", "test/payload, static")
 	flag.StringVar(&o.floor, "floor", "out/floor", "test/bench/floor, static")
+	flag.StringVar(&o.trivial, "trivial", "out/trivial", "test/bench/trivial, static")
 	flag.IntVar(&o.n, "n", 100, "pods to measure of each target, one after another")
 	flag.IntVar(&o.pods, "pods", 200, "pods to hold at once")
 	flag.IntVar(&o.peerPods, "peer-pods", 20, "pods that a peer is to hold")
@@ -65,11 +66,11 @@ func main() {
 }
 
 type options struct {
-	crispd, payload, floor, spdy string
-	n, pods, peerPods, lines     int
-	bare                         bool // the floor does less: floorTarget
-	budgets                      bool
-	peers                        peerList
+	crispd, payload, floor, trivial, spdy string
+	n, pods, peerPods, lines              int
+	bare                                  bool // the floor does less: floorTarget
+	budgets                               bool
+	peers                                 peerList
 }
 
 // peerList collects -peer flags.

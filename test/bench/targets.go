@@ -35,6 +35,7 @@ func openTargets(ctx context.Context, o options) (targets []target, closeAll fun
 	}
 	closers = append(closers, reg.Close)
 	image := images.Payload(o.payload)
+	image.Layers = append(image.Layers, []images.File{{Name: "true", FromHost: o.trivial}})
 	if err := image.Push(reg.Host); err != nil {
 		return nil, closeAll, err
 	}
@@ -153,7 +154,7 @@ func (r *runtimeTarget) cycle(ctx context.Context, i int, lap func(string)) erro
 	if err != nil {
 		return err
 	}
-	exec, err := r.cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"/payload", "true"}, Timeout: 10})
+	exec, err := r.cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"/true"}, Timeout: 10})
 	if err != nil || exec.ExitCode != 0 {
 		return fmt.Errorf("exec: %w, %v", err, exec)
 	}

@@ -1,4 +1,4 @@
-// Command spdyexec measures exec over streaming for test/bench: it asks a runtime for /payload true
+// Command spdyexec measures exec over streaming for test/bench: it asks a runtime for /true
 // in a container, again and again, with kubectl's SPDY client, and prints how long each took, in nanoseconds, one a line.
 //
 //	spdyexec ENDPOINT CONTAINER TIMES
@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string) error {
 }
 
 func once(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, container string) error {
-	r, err := runtime.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: container, Cmd: []string{"/payload", "true"}, Stdout: true, Stderr: true})
+	r, err := runtime.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: container, Cmd: []string{"/true"}, Stdout: true, Stderr: true})
 	if err != nil {
 		return err
 	}
