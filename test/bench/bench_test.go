@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,8 +62,8 @@ func TestBudgets(t *testing.T) {
 	}{
 		{"all well", func([]measured, *load) {}, ""},
 		{"slow exec", func(r []measured, _ *load) {
-			r[1].laps = map[string][]time.Duration{"up": {10}, "run": {10}, "start": {10}, "exec": {29}, "remove": {10}}
-		}, "exec, × floor (p10) is 2.90"},
+			r[1].laps = map[string][]time.Duration{"up": {10}, "run": {10}, "start": {10}, "exec": {36}, "remove": {10}}
+		}, "exec, × floor (p10) is 3.60"},
 		{"a list that looks at every pod for every pod", func(_ []measured, l *load) { l.lists["ListContainers"] = [2]time.Duration{10, 1000} }, "ListContainers"},
 		{"fat pods", func(_ []measured, l *load) { l.memory = 2 << 20 }, "memory"},
 		{"no log", func(_ []measured, l *load) { l.log, l.copy = 0, 0 }, "stdout"},
@@ -70,13 +71,13 @@ func TestBudgets(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			results, loads := well()
 			c.spoil(results, &loads[0])
-			err := checkBudgets(results, loads)
+			err := checkBudgets(io.Discard, results, loads)
 			if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n")) {
 				t.Errorf("got %v, want %q alone", err, c.want)
 			}
 		})
 	}
-	if err := checkBudgets(nil, nil); err == nil {
+	if err := checkBudgets(io.Discard, nil, nil); err == nil {
 		t.Error("nothing measured is within the budgets")
 	}
 }

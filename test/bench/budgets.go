@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 )
 
 // budget is a limit that holds on any machine, busy or not: a ratio of things that were measured in one run, the fastest tenth of
@@ -50,16 +51,16 @@ var budgets = []budget{
 }
 
 // checkBudgets prints all and fails if one is exceeded. results begin with the floor and crispd; loads with crispd.
-func checkBudgets(results []measured, loads []load) error {
+func checkBudgets(out io.Writer, results []measured, loads []load) error {
 	if len(results) < 2 || len(loads) < 1 {
 		return errors.New("budgets need crispd and the floor")
 	}
 	r := &outcome{results[0], results[1], loads[0]}
-	fmt.Print("\n| budget | got | typical | limit |\n|---|---|---|---|\n")
+	fmt.Fprint(out, "\n| budget | got | typical | limit |\n|---|---|---|---|\n")
 	var errs []error
 	for _, b := range budgets {
 		got := b.got(r)
-		fmt.Printf("| %s | %.2f | %.1f | %.1f |\n", b.name, got, b.typical, b.limit)
+		fmt.Fprintf(out, "| %s | %.2f | %.1f | %.1f |\n", b.name, got, b.typical, b.limit)
 		if !(got <= b.limit) { // NaN exceeds it, too
 			errs = append(errs, fmt.Errorf("%s is %.2f, above its limit of %.1f", b.name, got, b.limit))
 		}

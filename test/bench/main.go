@@ -160,7 +160,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	printLoads(names, loads)
 	if o.budgets {
-		return checkBudgets(results, loads)
+		return checkBudgets(os.Stdout, results, loads)
 	}
 	return nil
 }
