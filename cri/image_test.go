@@ -102,6 +102,7 @@ func TestImageUser(t *testing.T) {
 	}{
 		{"", "", -1}, {"1000", "", 1000}, {"1000:50", "", 1000}, {"www-data:www", "www-data", -1}, {"0", "", 0},
 		{"4294967296", "4294967296", -1}, {"-1", "-1", -1}, {"00", "00", -1},
+		{" " + strings.Repeat("é", 100), " " + strings.Repeat("é", 63) + "...", -1}, // cut within a character
 	} {
 		b := busybox()
 		b.Config.Config.User, b.Size = tt.user, 0
@@ -115,6 +116,9 @@ func TestImageUser(t *testing.T) {
 		}
 		if got.Size == 0 {
 			t.Error("size must not be 0")
+		}
+		if _, err := proto.Marshal(got); err != nil { // one such image would be the end of every list
+			t.Errorf("USER %q: %v", tt.user, err)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -59,12 +60,7 @@ func invalid(field, format string, args ...any) error {
 
 // problem is Sprintf, but no longer than somebody reads: args can hold foreign text that others quoted whole.
 func problem(format string, args ...any) string {
-	const most = 600
-	text := fmt.Sprintf(format, args...)
-	if len(text) > most {
-		text = text[:most] + "..."
-	}
-	return text
+	return cut(fmt.Sprintf(format, args...), 600)
 }
 
 // A checker walks a request. It keeps the first field that can never work, and
@@ -95,11 +91,17 @@ func (c *checker) err() error {
 }
 
 // clip shortens foreign text for an error or a log line.
-func clip(s string) string {
-	if len(s) > 128 {
-		return s[:128] + "..."
+func clip(s string) string { return cut(s, 128) }
+
+// cut shortens text to some bytes, between characters: a message with half a one cannot be sent (proto3 strings are UTF-8).
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
 	}
-	return s
+	for most > 0 && !utf8.RuneStart(s[most]) { // at 0: it is no UTF-8 anyway
+		most--
+	}
+	return s[:most] + "..."
 }
 
 // id checks the one field that most calls have. An id that nobody has is not this function's business.
