@@ -180,6 +180,30 @@ func TestUndoKeepsRecordOfPod(t *testing.T) {
 	}
 }
 
+// A pod whose deletion was cut short is not taken for one whose making was: its addresses may be another pod's.
+func TestRemovalCutShort(t *testing.T) {
+	d := newDaemon(t)
+	pod := d.run("a")
+	d.hook("store.removePodRest", func(context.Context) error { return errInjected })
+	if err := d.RemovePod(context.Background(), pod); !errors.Is(err, errInjected) {
+		t.Errorf("got %v", err)
+	}
+	d.close()
+	if err := os.Remove(filepath.Join(d.store.podDir(pod), stateFile)); err != nil { // as far as the killed daemon got
+		t.Fatal(err)
+	}
+	d.hook("store.removePodRest", nil)
+	d.reset()
+	next := d.world.daemon(nil)
+	defer next.close()
+	if n := next.did("network.Teardown"); n != 0 {
+		t.Errorf("the next daemon tore the network down %d times more", n)
+	}
+	if l := next.leftovers(); len(l) > 0 {
+		t.Errorf("left over: %v", l)
+	}
+}
+
 // A container whose processes cannot be killed keeps its record and its image's layers, below which they run.
 func TestUndoKeepsWhatRuns(t *testing.T) {
 	for _, tt := range []struct {

@@ -258,11 +258,26 @@ func (s *store) createPod(r *podRecord) error {
 }
 
 // removePod deletes everything of a pod. What is in its containers' directories must be deleted already.
+//
+// The copy goes first, then the record, then the rest: a record without its state is one of a pod that was being made, and the next daemon
+// would give its addresses back a second time.
 func (s *store) removePod(id string) error {
 	if err := s.may("store.removePod"); err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(s.runDir(id)), os.RemoveAll(s.podDir(id)))
+	if err := os.RemoveAll(s.runDir(id)); err != nil {
+		return err
+	}
+	if err := s.may("store.removePodRecord"); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(s.podDir(id), podFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := s.may("store.removePodRest"); err != nil {
+		return err
+	}
+	return os.RemoveAll(s.podDir(id))
 }
 
 // createContainer writes a container's intent, and makes its directories.
