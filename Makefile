@@ -61,6 +61,10 @@ test-critest: build ## Run the Kubernetes project's critest whole against a real
 test-kubelet: build tools ## Run a real kubelet, without an API server, on a real crispd (as root; builds the kubelet first: minutes).
 	hack/kubelet-test.sh
 
+.PHONY: test-service
+test-service: tools ## Install, restart, upgrade, remove and purge the Debian package under running pods, in the guest (hack/guest).
+	hack/service-test.sh
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 20s) each.
 	hack/fuzz.sh $(FUZZTIME)

@@ -37,7 +37,8 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	defer lock.release()
 	// Before any goroutine of ours makes files: listen changes the umask for a moment.
 	listener, err := passed(cfg.Socket)
-	if err == nil && listener == nil {
+	waits := listener != nil
+	if err == nil && !waits {
 		listener, err = listen(cfg.Socket)
 	}
 	if err != nil {
@@ -79,13 +80,23 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 		return err
 	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }() // stopServing waits
+	start := func() { go func() { served <- server.Serve(listener) }() } // stopServing waits
+	// Until pods are known, calls are answered that we are starting. Those who called through systemd's socket have waited
+	// since before we were, and had never been refused anything; so they wait until then.
+	if !waits {
+		start()
+	}
 
 	began := time.Now()
-	if err := p.pods.Recover(ctx); err != nil {
+	if err = p.pods.Recover(ctx); err == nil {
+		server.SetReady()
+	}
+	if waits {
+		start()
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("cannot take over the pods of the last crispd: %w", err), stopServing(cfg, server, p, served))
 	}
-	server.SetReady()
 	klog.InfoS("Started serving", "version", version, "socket", cfg.Socket, "pods", len(p.pods.Pods()), "recovery", time.Since(began))
 	notify(daemon.SdNotifyReady)
 	stopWatch, err := startWatch(ctx, cfg.Socket)

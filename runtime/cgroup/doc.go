@@ -12,6 +12,8 @@
 //	└── crisp-<container id>                     one container
 //	    └── exec-<exec id>                       one exec'd tree, in the tracking hierarchy only
 //
+// With the systemd driver the pod-level cgroup is a scope, made and ended by systemd (systemd.go, units.go); what is in it is the same.
+//
 // A [Cgroup] is a handle: a path and nothing else. It holds no descriptor and
 // no state, is safe for concurrent use, and can be opened again after a restart
 // of the daemon; the facts live in the kernel.

@@ -3,6 +3,7 @@ package check
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ var cgroupProbes = []Probe{
 	{"cgroups", "clone into cgroup", Wanted, "processes are moved into their cgroup after birth", askCloneIntoCgroup},
 	{"cgroups", "cgroup.kill", Wanted, "containers are killed process by process", askCgroupKill},
 	{"cgroups", "swap accounting", Wanted, "swap limits cannot be set", askSwapAccounting},
+	{"cgroups", "systemd driver", Info, "pods' cgroups are directories that systemd knows nothing of (cgroup.driver: cgroupfs)", askSystemd},
 	{"cgroups", "pressure (PSI)", Info, "statistics have no pressure", askPSI},
 }
 
@@ -172,6 +174,23 @@ func askSwapAccounting(*host) Answer {
 		return yes("memory.swap.max")
 	}
 	return no("neither memory.swap.max nor memory.memsw: not in this kernel, or off (swapaccount=1)")
+}
+
+// askSystemd looks for what the systemd driver needs (cgroup.UseSystemd, and a connection).
+func askSystemd(*host) Answer {
+	if unifiedDir() != cgroupRoot {
+		return no("it needs cgroup v2 alone")
+	}
+	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
+		return no("systemd does not run here")
+	}
+	for _, socket := range []string{"/run/systemd/private", "/run/dbus/system_bus_socket"} {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
+			return yes("by %s", socket)
+		}
+	}
+	return no("neither systemd nor the system bus answers")
 }
 
 func askPSI(*host) Answer {
