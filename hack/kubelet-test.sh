@@ -86,7 +86,7 @@ start_crispd() {
 	bin/crispd serve --config /dev/null --state-root "$work/state" --run-root "$run/run" --socket "$run/crisp.sock" \
 		--set network.mode=bridge --set "network.bridge=crisp-$tag" --set "network.table=crisp_$tag" --set "network.netns_dir=$run/netns" \
 		--set "network.subnets=[\"10.$b.$c.0/24\", \"fd63:7269:${tag:0:4}::/64\"]" \
-		--set "cgroup.root=$cgroups" --set "image.certs_dir=$work/certs.d" >>"$work/crispd.log" 2>&1 &
+		--set cgroup.driver=cgroupfs --set "cgroup.root=$cgroups" --set "image.certs_dir=$work/certs.d" >>"$work/crispd.log" 2>&1 &
 	crispd_pid=$!
 	await 20 "crispd serves" '^$' crictl pods -q --name nobody
 }
