@@ -200,8 +200,8 @@ func deviceAt(host, inside string) (specs.LinuxDevice, error) {
 }
 
 // notHostDevices are directories of /dev that belong to a mount namespace (the container has its own) or to other tools, and
-// the console, which is a terminal's; containerd's list (pkg/oci/utils_unix.go).
-var notHostDevices = []string{"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console"}
+// the console, which is a terminal's; containerd's list (pkg/oci/utils_unix.go), and ptmx, which is a link into the container's own /dev/pts.
+var notHostDevices = []string{"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console", "ptmx"}
 
 // maxDevices bounds a walk: a host has some hundred.
 const maxDevices = 16384
