@@ -88,6 +88,12 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if err != nil {
 		return nil, err
 	}
+	if err := s.setLabels(spec, pod, sc); err != nil {
+		return nil, err
+	}
+	if err := relabel(ctx, config.GetMounts(), spec.Linux.MountLabel); err != nil {
+		return nil, err
+	}
 	out := &podsandbox.ContainerConfig{
 		Name:        config.GetMetadata().GetName(),
 		Attempt:     config.GetMetadata().GetAttempt(),

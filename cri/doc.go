@@ -26,8 +26,11 @@
 //     proto asks for an error.
 //   - SELinux options are without effect on a host without SELinux, as the
 //     Kubernetes documentation has it ("Assign SELinux labels to a
-//     Container"); on a host with SELinux they are refused, because
-//     labels are not set by this version.
+//     Container"), and as charts that must run anywhere rely on; on a host with SELinux they are refused, unless
+//     labels are switched on (Config.SELinux).
+//   - A container that names no AppArmor profile has the default one, as
+//     with the other runtimes, if there is AppArmor and the profile could be loaded; who names one, the default one too, has it
+//     or is refused.
 //   - Annotations never change what is run.
 //   - namespace_options of a container decide its PID namespace only; network and
 //     IPC namespace are the pod's, by birth.

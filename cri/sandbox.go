@@ -66,6 +66,11 @@ func (s *runtimeService) podConfig(r *runtimeapi.RunPodSandboxRequest) (*podsand
 		Privileged: config.GetLinux().GetSecurityContext().GetPrivileged(),
 		Echo:       echo,
 	}
+	if s.cfg.SELinux {
+		if out.Label, err = s.podLabel(out.Identity, config.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
+			return nil, err
+		}
+	}
 	if d := config.GetLogDirectory(); d != "" {
 		out.LogDirectory = path.Clean(d)
 	}

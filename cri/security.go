@@ -11,9 +11,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/apparmor"
 	"github.com/crisp-cri/crisp/runtime/caps"
 	"github.com/crisp-cri/crisp/runtime/seccomp"
+	"github.com/crisp-cri/crisp/runtime/selinux"
 )
 
 // capabilities: bounding, permitted and effective are the same set; inheritable
@@ -100,6 +102,72 @@ func (s *runtimeService) appArmorProfile(ctx context.Context, sc *runtimeapi.Lin
 		return name, nil
 	}
 	return "", nil
+}
+
+// podLabel is the SELinux label of a pod's files. Its level, which all containers of the pod have unless they name one, is
+// the pod's own, if it names none.
+func (s *runtimeService) podLabel(id podsandbox.Identity, o *runtimeapi.SELinuxOption) (string, error) {
+	options := selinuxOptions(o)
+	if options.Level == "" {
+		options.Level = selinux.Level(fmt.Sprintf("%s/%s/%s/%d", id.Namespace, id.Name, id.UID, id.Attempt), func(level string) bool {
+			return slices.ContainsFunc(s.cfg.Pods.Pods(), func(p *podsandbox.Pod) bool {
+				return p.Config.Identity != id && selinux.LevelOf(p.Config.Label) == level
+			})
+		})
+	}
+	_, mount, err := s.labels(options)
+	if err != nil {
+		return "", fmt.Errorf("config.linux.security_context.selinux_options: %w", err)
+	}
+	return mount, nil
+}
+
+// setLabels puts a container's labels into its specification: those that its config names, with the pod's level if it names none. The
+// processes of a privileged container have none (the policy decides), its files have.
+func (s *runtimeService) setLabels(spec *specs.Spec, pod *podsandbox.Pod, sc *runtimeapi.LinuxContainerSecurityContext) error {
+	if !s.cfg.SELinux {
+		return nil
+	}
+	options := selinuxOptions(sc.GetSelinuxOptions())
+	if options.Level == "" {
+		options.Level = selinux.LevelOf(pod.Config.Label)
+	}
+	if options.Level == "" { // of a pod from before labels were switched on
+		return nil
+	}
+	process, mount, err := s.labels(options)
+	if err != nil {
+		return fmt.Errorf("config.linux.security_context.selinux_options: %w", err)
+	}
+	if !sc.GetPrivileged() {
+		spec.Process.SelinuxLabel = process
+	}
+	spec.Linux.MountLabel = mount
+	return nil
+}
+
+func selinuxOptions(o *runtimeapi.SELinuxOption) selinux.Options {
+	return selinux.Options{User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: o.GetLevel()}
+}
+
+// relabel gives the volumes that ask for it the label of the container's files. It may take long, and hang with their file
+// system: then this call ends with ctx.
+func relabel(ctx context.Context, mounts []*runtimeapi.Mount, label string) error {
+	if label == "" || !slices.ContainsFunc(mounts, (*runtimeapi.Mount).GetSelinuxRelabel) {
+		return nil
+	}
+	_, err := bounded(ctx, func() (*found, error) {
+		for i, m := range mounts {
+			if !m.GetSelinuxRelabel() || m.GetHostPath() == "" {
+				continue
+			}
+			if err := selinux.Relabel(m.GetHostPath(), label); err != nil {
+				return nil, fmt.Errorf("config.mounts[%d].selinux_relabel: %w", i, err)
+			}
+		}
+		return nil, nil
+	})
+	return err
 }
 
 // filter is the seccomp section: nil, the default profile for these capabilities, or the file that

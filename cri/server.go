@@ -19,6 +19,7 @@ import (
 	"github.com/crisp-cri/crisp/runtime/caps"
 	"github.com/crisp-cri/crisp/runtime/cdi"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
+	"github.com/crisp-cri/crisp/runtime/selinux"
 )
 
 // Pods is what this package needs of *podsandbox.Manager, whose documentation
@@ -78,6 +79,8 @@ type Config struct {
 	CDI *cdi.Registry
 	// CDIAnnotations: containers' annotations (cdi.k8s.io/…) can name them, too.
 	CDIAnnotations bool
+	// SELinux: pods and containers get labels. The kernel must have it.
+	SELinux bool
 	// AppArmor is the kernel's policy; nil: it has none. (*apparmor.Policy is one.)
 	AppArmor Profiles
 	// Streaming serves exec, attach and port-forward. Can be empty.
@@ -162,7 +165,7 @@ func NewServer(cfg Config) (*Server, error) {
 		grpc.ConnectionTimeout(handshake),
 	)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{
-		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: hostPaths{cfg.CDI, cfg.CDIAnnotations}.lookUp,
+		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: hostPaths{cfg.CDI, cfg.CDIAnnotations}.lookUp, labels: selinux.Labels,
 		draining: s.draining, senders: &s.senders,
 	})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{cfg: &cfg})
@@ -230,6 +233,7 @@ type runtimeService struct {
 	driver       runtimeapi.CgroupDriver
 	unsetSeccomp runtimeapi.SecurityProfile_ProfileType
 	lookUp       func(context.Context, *runtimeapi.ContainerConfig, *runtimeapi.SecurityProfile) (*found, error)
+	labels       func(selinux.Options) (process, mount string, err error)
 	draining     <-chan struct{} // closed when streams of events are to end
 	senders      *sync.WaitGroup // goroutines that can outlive their call for a moment
 	rates        rates

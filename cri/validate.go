@@ -226,7 +226,7 @@ func (c *checker) runPod(r *runtimeapi.RunPodSandboxRequest, cfg *Config) {
 	// sense only; the containers bring their own.
 	c.profile("config.linux.security_context.seccomp", sc.GetSeccomp())
 	c.profile("config.linux.security_context.apparmor", sc.GetApparmor())
-	c.selinux("config.linux.security_context.selinux_options", sc.GetSelinuxOptions(), &cfg.Host)
+	c.selinux("config.linux.security_context.selinux_options", sc.GetSelinuxOptions(), cfg)
 }
 
 // handler checks a runtime handler's name; "" is the default one.
@@ -517,7 +517,7 @@ var selinuxPattern = regexp.MustCompile(`^[a-zA-Z0-9_.-]*$`)
 var selinuxLevel = regexp.MustCompile(`^[a-zA-Z0-9_.:,-]*$`)
 
 // selinux checks the form; see the package documentation for when options count.
-func (c *checker) selinux(field string, o *runtimeapi.SELinuxOption, host *Host) {
+func (c *checker) selinux(field string, o *runtimeapi.SELinuxOption, cfg *Config) {
 	if o == nil {
 		return
 	}
@@ -529,8 +529,8 @@ func (c *checker) selinux(field string, o *runtimeapi.SELinuxOption, host *Host)
 			c.bad(field+"."+part.name, "%q is no part of an SELinux label", clip(part.value))
 		}
 	}
-	if host.SELinux && o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() != "" {
-		c.lacks(field, "this version of crisp sets no SELinux labels; leave seLinuxOptions out, or disable SELinux on this node")
+	if cfg.Host.SELinux && !cfg.SELinux && o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() != "" {
+		c.lacks(field, "this crispd sets no SELinux labels: set runtime.selinux in its configuration, or leave seLinuxOptions out")
 	}
 }
 
@@ -769,7 +769,7 @@ func (c *checker) security(field string, sc *runtimeapi.LinuxContainerSecurityCo
 		c.bad(field+".seccomp_profile_path", "%v", err)
 	}
 	c.apparmor(field, sc, cfg)
-	c.selinux(field+".selinux_options", sc.GetSelinuxOptions(), &cfg.Host)
+	c.selinux(field+".selinux_options", sc.GetSelinuxOptions(), cfg)
 }
 
 func (c *checker) containerNamespaces(field string, ns *runtimeapi.NamespaceOption, host *Host) {

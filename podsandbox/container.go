@@ -281,7 +281,7 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 					return err
 				}
 				defer func() { _ = closeFile(&userns) }() // only a reference
-				c.rootfs, err = m.cfg.Spawner.MountRootfs(ctx, spawn.RootfsArgs{Lower: layers.Lower, Upper: upper, Work: work, UserNS: userns})
+				c.rootfs, err = m.cfg.Spawner.MountRootfs(ctx, spawn.RootfsArgs{Lower: layers.Lower, Upper: upper, Work: work, UserNS: userns, Label: c.spec.Linux.MountLabel})
 				return err
 			},
 			undo: func(context.Context) error { return closeFile(&c.rootfs) },
@@ -298,7 +298,7 @@ func (m *Manager) containerSteps(op *operation, c *container) []step {
 				defer func() { _ = closeFile(&userns) }() // only a reference
 				c.volumes = make(map[string]*os.File, len(cfg.Volumes))
 				for i, v := range cfg.Volumes {
-					f, err := m.cfg.Spawner.MountImage(ctx, spawn.ImageArgs{Lower: volumes[i].Lower, SubPath: v.SubPath, UserNS: userns})
+					f, err := m.cfg.Spawner.MountImage(ctx, spawn.ImageArgs{Lower: volumes[i].Lower, SubPath: v.SubPath, UserNS: userns, Label: c.spec.Linux.MountLabel})
 					if err != nil {
 						return v.fail(err)
 					}

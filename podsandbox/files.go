@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/crisp-cri/crisp/runtime/selinux"
 )
 
 // Names of the files that a pod's containers bind-mount.
@@ -48,7 +50,8 @@ func writeFiles(dir, host string, c *PodConfig, ips []netip.Addr) error {
 		name string
 		b    []byte
 	}{{resolvConfName, resolv}, {hostsName, hosts}, {hostnameName, []byte(hostname + "\n")}} {
-		if err := createFile(filepath.Join(dir, f.name), f.b, 0o644); err != nil {
+		path := filepath.Join(dir, f.name)
+		if err := errors.Join(createFile(path, f.b, 0o644), selinux.SetFile(path, c.Label)); err != nil {
 			return err
 		}
 	}
@@ -68,7 +71,7 @@ func replaceHosts(dir string, c *PodConfig, ips []netip.Addr) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return createFile(path, hostsFile(hostname, ips), 0o644)
+	return errors.Join(createFile(path, hostsFile(hostname, ips), 0o644), selinux.SetFile(path, c.Label))
 }
 
 // resolvConf is resolv.conf(5), nil when c says nothing.

@@ -342,7 +342,7 @@ func (m *Manager) podArgs(p *pod) spawn.PodArgs {
 	return spawn.PodArgs{
 		ID: p.id, Title: p.object(), RunDir: m.store.runDir(p.id),
 		HostNetwork: c.Network == NamespaceNode, HostIPC: c.IPC == NamespaceNode, SharedPID: c.PID == NamespacePod,
-		Hostname: c.Hostname, Sysctls: c.Sysctls, Userns: c.Userns,
+		Hostname: c.Hostname, Sysctls: c.Sysctls, Userns: c.Userns, Label: c.Label,
 	}
 }
 

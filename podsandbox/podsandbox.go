@@ -130,6 +130,8 @@ type PodConfig struct {
 	Userns     *spawn.IDMap      `json:"userns,omitempty"`
 	Sysctls    map[string]string `json:"sysctls,omitempty"`
 	Privileged bool              `json:"privileged,omitempty"`
+	// Label is the SELinux label of the pod's files; "": none. Containers' labels are in their specifications.
+	Label string `json:"label,omitempty"`
 	// Echo is the CRI config as it came (protobuf wire format), for verbatim replies.
 	Echo []byte `json:"echo,omitempty"`
 }

@@ -107,7 +107,11 @@ func (p *pod) setUp(s *initproto.Setup) *step {
 		}
 	}
 	if s.ShmSize > 0 {
-		shm, err := sys.CreateMount("tmpfs", [][2]string{{"size", strconv.FormatUint(s.ShmSize, 10)}, {"mode", "1777"}},
+		options := [][2]string{{"size", strconv.FormatUint(s.ShmSize, 10)}, {"mode", "1777"}}
+		if s.Label != "" {
+			options = append(options, [2]string{"context", s.Label})
+		}
+		shm, err := sys.CreateMount("tmpfs", options,
 			unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 		if err == nil {
 			err = attachAt(shm, podShm)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/crisp-cri/crisp/cri"
 	"github.com/crisp-cri/crisp/runtime/apparmor"
+	"github.com/crisp-cri/crisp/runtime/selinux"
 )
 
 // serve runs the daemon until SIGTERM or SIGINT; a second one ends it at once.
@@ -60,6 +61,9 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	if err := p.spawner.CheckUserNamespaces(ctx, cfg.StateRoot, filepath.Join(cfg.StateRoot, "images"), cfg.RunRoot); err != nil {
 		host.NoUserNamespaces = err.Error()
 		klog.InfoS("Pods cannot have a user namespace on this node, going on without", "err", err)
+	}
+	if cfg.Runtime.SELinux && !selinux.Enabled() {
+		return errors.New("runtime.selinux is set, but SELinux is off in this kernel")
 	}
 	if apparmor.Enabled() {
 		policy := apparmor.New()

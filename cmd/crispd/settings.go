@@ -90,6 +90,7 @@ type RuntimeConfig struct {
 	DefaultCapabilities []string          `toml:"default_capabilities" comment:"Of containers that do not say otherwise; the same 14 as containerd and Docker"`
 	UnsetSeccompProfile string            `toml:"unset_seccomp_profile" comment:"For containers whose config names no seccomp profile: \"Unconfined\" or \"RuntimeDefault\""`
 	Handlers            []string          `toml:"handlers" comment:"Names of runtime handlers (RuntimeClass) that mean this runtime, besides \"\""`
+	SELinux             bool              `toml:"selinux" comment:"Pods get SELinux labels, by the policy for containers (package container-selinux), with categories of their own. The kernel must have SELinux on"`
 	DefaultSysctls      map[string]string `toml:"default_sysctls" comment:"Of pods with their own network, unless the pod sets them"`
 }
 

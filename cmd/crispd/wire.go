@@ -219,6 +219,7 @@ func criConfig(cfg *Config, p *parts, host cri.Host, streaming cri.StreamingConf
 		DefaultSysctls:      cfg.Runtime.DefaultSysctls,
 		CDI:                 p.cdi,
 		CDIAnnotations:      cfg.CDI.Annotations,
+		SELinux:             cfg.Runtime.SELinux,
 		AppArmor:            p.appArmor,
 		Streaming:           streaming,
 		Settings:            cfg,

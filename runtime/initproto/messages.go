@@ -38,6 +38,7 @@ type Setup struct {
 	ShmSize   uint64 // bytes; 0: no pod-wide /dev/shm
 	HostNet   bool   // lo is not ours to bring up
 	SharedPID bool   // start the reaper
+	Label     string // SELinux label of /dev/shm; "": the policy's
 }
 
 // Encode returns the body.
@@ -50,6 +51,7 @@ func (s *Setup) Encode() []byte {
 	e.uint(s.ShmSize)
 	e.bool(s.HostNet)
 	e.bool(s.SharedPID)
+	e.string(s.Label)
 	return e.b
 }
 
@@ -61,7 +63,7 @@ func DecodeSetup(b []byte) (*Setup, error) {
 		Title:    d.string(),
 		Hostname: d.string(),
 		Sysctls:  unlist(d, func(d *decoder) [2]string { return [2]string{d.string(), d.string()} }),
-		ShmSize:  d.uint(), HostNet: d.bool(), SharedPID: d.bool(),
+		ShmSize:  d.uint(), HostNet: d.bool(), SharedPID: d.bool(), Label: d.string(),
 	}
 	return s, d.end()
 }

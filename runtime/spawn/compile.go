@@ -132,6 +132,7 @@ func compile(a *ContainerArgs, userns bool) (*compiled, error) {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
 	}
+	label(c.plan.Mounts, s.Linux.MountLabel)
 	// A /dev that is somebody's directory is left as it is (CVE-2025-31133 class).
 	if ownDev {
 		c.plan.Links = append(c.plan.Links, [][2]string{
@@ -244,6 +245,19 @@ func (c *compiled) mount(m *specs.Mount, cgroups map[string]string, images map[s
 	}
 	c.plan.Mounts = append(c.plan.Mounts, step)
 	return nil
+}
+
+// label gives new file systems that take one an SELinux label: procfs, sysfs and cgroup2 have the policy's.
+func label(mounts []initproto.Mount, label string) {
+	if label == "" {
+		return
+	}
+	for i := range mounts {
+		switch m := &mounts[i]; m.Kind {
+		case initproto.MountTmpfs, initproto.MountDevpts, initproto.MountMqueue:
+			m.Data = append(m.Data, [2]string{"context", label})
+		}
+	}
 }
 
 // bind adds a step whose mount the daemon opens.

@@ -51,6 +51,19 @@ func TestPlans(t *testing.T) {
 			a.CgroupTasks = []*os.File{f, f}
 			a.CgroupDir = f
 		}},
+		{"labels", func(s *specs.Spec, a *ContainerArgs) {
+			s.Process.ApparmorProfile, s.Process.SelinuxLabel = "crisp-default", "system_u:system_r:container_t:s0:c1,c2"
+			s.Linux.MountLabel = "system_u:object_r:container_file_t:s0:c1,c2"
+		}},
+		{"hooks", func(s *specs.Spec, a *ContainerArgs) {
+			seconds := 5
+			s.Annotations = map[string]string{"k": "v"}
+			s.Hooks = &specs.Hooks{
+				CreateContainer: []specs.Hook{{Path: "/h", Args: []string{"h", "x"}, Env: []string{"A=1"}, Timeout: &seconds}},
+				StartContainer:  []specs.Hook{{Path: "/s"}}, Poststop: []specs.Hook{{Path: "/p"}},
+			}
+			a.Bundle, a.BundleRoot = "/var/lib/crisp/pods/p/containers/c", "/var/lib/crisp"
+		}},
 		{"cgroup-v2", func(s *specs.Spec, a *ContainerArgs) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"ro"}})
 			a.CgroupDir = f

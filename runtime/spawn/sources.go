@@ -225,7 +225,7 @@ func (s *Spawner) MountRootfs(ctx context.Context, r RootfsArgs) (*os.File, erro
 	if err := o.dress(r.Upper); err != nil {
 		return nil, err
 	}
-	o.upper, o.work = r.Upper, r.Work
+	o.upper, o.work, o.label = r.Upper, r.Work, r.Label
 	fd, err := s.mountOverlay(o, 0)
 	if err != nil {
 		return nil, err
@@ -254,6 +254,7 @@ func (s *Spawner) MountImage(ctx context.Context, a ImageArgs) (*os.File, error)
 			return nil, err
 		}
 	}
+	o.label = a.Label
 	fd, err := s.mountOverlay(o, unix.MOUNT_ATTR_RDONLY)
 	if err != nil {
 		return nil, err
@@ -312,6 +313,7 @@ func (s *Spawner) partOfOld(mount, target int) (fd int, err error) {
 type overlay struct {
 	lower       []lower // topmost first
 	upper, work string  // "" both: read-only
+	label       string  // SELinux, of all files; "": their own
 }
 
 type lower struct {
@@ -420,6 +422,9 @@ func (o *overlay) mount(attr uint64) (int, error) {
 		}
 		options = append(options, [2]string{"volatile", ""})
 	}
+	if o.label != "" {
+		options = append(options, [2]string{"context", o.label})
+	}
 	return sys.CreateMount("overlay", options, attr)
 }
 
@@ -497,6 +502,9 @@ func (s *Spawner) mountOverlayOld(o *overlay, attr uint64) (fd int, err error) {
 			data += "," + d[0] + "=" + fdPath(at)
 		}
 		data += ",volatile"
+	}
+	if o.label != "" {
+		data += `,context="` + o.label + `"` // quoted, for it has commas
 	}
 	if len(data) >= os.Getpagesize() {
 		return -1, fmt.Errorf("%w: %d layers do not fit the mount options of this kernel", ErrUnsupported, len(lowers))

@@ -58,6 +58,7 @@ type PodArgs struct {
 	Hostname    string            // ignored with HostNetwork
 	Sysctls     map[string]string // validated by the caller: only namespaced ones; written in the pod's namespaces
 	ShmSize     int64             // bytes of the pod-wide /dev/shm; 0: 64 MiB
+	Label       string            // SELinux label of its files; "": the policy's for a tmpfs
 
 	// Userns makes a user namespace for the pod, which owns all its other namespaces; nil: the host's. Needs Linux 6.3
 	// (id-mapped tmpfs), and file systems that can be id-mapped.
@@ -99,6 +100,8 @@ type RootfsArgs struct {
 	Upper, Work string   // directories that exist and are empty at first use; Upper gets the owner and mode of the topmost layer's root
 	// UserNS of the pod, nil: the host's. The layers are id-mapped to it; Upper and Work must belong to its root.
 	UserNS *os.File
+	// Label is the SELinux label of all files in it; "": their own.
+	Label string
 }
 
 // ImageArgs describe an image that is mounted as a volume.
@@ -107,8 +110,9 @@ type ImageArgs struct {
 	// SubPath is what of it is mounted, a directory or anything else; resolved inside the image, where links
 	// lead nowhere else. "": all.
 	SubPath string
-	// UserNS: as in RootfsArgs.
+	// UserNS, Label: as in RootfsArgs.
 	UserNS *os.File
+	Label  string
 }
 
 // PIDMode says which PID namespace a container gets.
@@ -125,7 +129,7 @@ const (
 type ContainerArgs struct {
 	ID string // 64 hex digits
 	// Spec is the OCI runtime specification: Process, Mounts, Hooks, Hostname unused,
-	// Linux.{MaskedPaths,ReadonlyPaths,Devices,Namespaces (cgroup only)}. Linux.Resources and
+	// Linux.{MaskedPaths,ReadonlyPaths,Devices,MountLabel (of tmpfs, devpts, mqueue),Namespaces (cgroup only)}. Linux.Resources and
 	// Linux.Seccomp are not read: the cgroup is made by the caller, the filter comes compiled.
 	// Mounts: type "bind" (options bind/rbind, ro/rw/rro, private/rprivate/rslave/rshared, nosuid, nodev,
 	// noexec; for all below as well: rro, rnosuid, rnodev, rnoexec), proc, sysfs, tmpfs, devpts, mqueue, cgroup; the special source

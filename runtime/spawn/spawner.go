@@ -143,6 +143,7 @@ func (s *Spawner) adopt(ctx context.Context, a PodArgs, proc *process, control, 
 			setup.ShmSize = defaultShmSize
 		}
 	}
+	setup.Label = a.Label
 	for k, v := range a.Sysctls {
 		setup.Sysctls = append(setup.Sysctls, [2]string{k, v})
 	}

@@ -135,7 +135,7 @@ func askSELinux(*host) Answer {
 		return no("not in this kernel, or off")
 	}
 	mode := map[string]string{"1": "enforcing", "0": "permissive"}[string(trim(data))]
-	return yes("%s; this version of crisp sets no label", mode)
+	return yes("%s; labels are set if runtime.selinux is", mode)
 }
 
 // existing is path, or its nearest ancestor that is there.
