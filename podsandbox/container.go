@@ -227,7 +227,7 @@ func (m *Manager) unmakeContainer(ctx context.Context, op *operation, c *contain
 	switch c.phase() {
 	case containerMaking, containerUndoing:
 		return m.undoContainer(ctx, op, c)
-	case containerCreated, containerRunning, containerExited:
+	case containerCreated, containerRunning, containerExited, containerRemoving:
 		// Of a pod that is being unmade because its own state was lost.
 		return m.removeContainerNow(ctx, op, c)
 	}
@@ -914,14 +914,20 @@ func (m *Manager) removeAndWait(ctx context.Context, c *container, from origin) 
 }
 
 func (m *Manager) removeContainer(ctx context.Context, op *operation, c *container) error {
-	if c.phase() == containerRunning || m.isStarting(c) {
-		if err := op.step(ctx, "kill", func(ctx context.Context) error { return m.stopAndWait(ctx, c, 0, fromOperation) }); err != nil {
+	for {
+		if c.phase() == containerRunning || m.isStarting(c) {
+			if err := op.step(ctx, "kill", func(ctx context.Context) error { return m.stopAndWait(ctx, c, 0, fromOperation) }); err != nil {
+				return err
+			}
+		}
+		op.at("wait for its turn")
+		if err := c.turn.take(ctx); err != nil {
 			return err
 		}
-	}
-	op.at("wait for its turn")
-	if err := c.turn.take(ctx); err != nil {
-		return err
+		if c.phase() != containerRunning {
+			break
+		}
+		c.turn.pass() // it was started before the turn was ours
 	}
 	defer c.turn.pass()
 	switch c.phase() {

@@ -439,6 +439,11 @@ func TestRunPodJoins(t *testing.T) {
 	if _, err := d.RunPod(context.Background(), other); !errors.Is(err, ErrExists) {
 		t.Errorf("got %v, want ErrExists", err)
 	}
+	other = podConfig("a")
+	other.RuntimeHandler = "other"
+	if _, err := d.RunPod(context.Background(), other); !errors.Is(err, ErrExists) {
+		t.Errorf("another runtime handler: got %v, want ErrExists", err)
+	}
 	ids := make([]string, 10)
 	var wg sync.WaitGroup
 	for i := range ids {
@@ -768,6 +773,60 @@ func TestStopAcrossRestart(t *testing.T) {
 	d.removeAll()
 }
 
+// A stop that the daemon's end interrupts has not succeeded: the container runs on.
+func TestStopInterrupted(t *testing.T) {
+	d := newDaemon(t)
+	id := d.startNew(d.run("a"), "c", "/stubborn")
+	result := make(chan error)
+	go func() { result <- d.StopContainer(context.Background(), id, time.Hour) }()
+	for ops := d.Operations(); len(ops) == 0 || ops[0].Step != "wait for the grace period"; ops = d.Operations() {
+		time.Sleep(time.Millisecond)
+	}
+	d.close()
+	if err := <-result; !errors.Is(err, ErrUnavailable) {
+		t.Errorf("got %v, want ErrUnavailable", err)
+	}
+	d = d.daemon(nil)
+	defer d.close()
+	d.removeAll()
+}
+
+// A container that is started while its removal waits for the start is killed as any other.
+func TestRemoveWhileStarting(t *testing.T) {
+	d := newDaemon(t)
+	defer d.close()
+	ctx := context.Background()
+	id := d.create(d.run("a"), "c", "/stubborn")
+	c, err := d.findContainer(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.turn.take(ctx); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error)
+	go func() { result <- d.RemoveContainer(ctx, id) }()
+	for ops := d.Operations(); len(ops) == 0 || ops[0].Step != "wait for its turn"; ops = d.Operations() {
+		time.Sleep(time.Millisecond)
+	}
+	i, err := c.pod.living()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, at, err := i.Start(ctx, id)
+	if err == nil {
+		err = d.changeContainer(ctx, c, containerStarted, should, func(s *containerState) { s.PID, s.StartedAt = pid, at })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.turn.pass()
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	d.removeAll()
+}
+
 // C-58: a process that does not die fails the stop, which can be repeated, and everything else goes on.
 func TestStopUnkillable(t *testing.T) {
 	d := newDaemon(t)
@@ -972,7 +1031,7 @@ func TestDrainFinishes(t *testing.T) {
 	d.hook("cgroup.Kill", func(context.Context) error { <-draining; return nil })
 	result := make(chan error)
 	go func() { result <- d.RemovePod(context.Background(), pod) }()
-	for len(d.Operations()) == 0 {
+	for ops := d.Operations(); len(ops) == 0 || ops[0].What != "remove pod"; ops = d.Operations() { // the first may still be the create
 		time.Sleep(time.Millisecond)
 	}
 	short, cancel := context.WithCancel(context.Background())

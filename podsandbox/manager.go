@@ -371,10 +371,10 @@ func (m *Manager) networkOf(r *network.Result) (network.Network, error) {
 	return nil, fmt.Errorf("%w: the pod's network provider %q is not configured any more", ErrUnavailable, r.Provider)
 }
 
-// samePod says whether a second RunPod asks for the same as the first.
+// samePod says whether a second RunPod asks for the same as the first. The runtime handler is not in CRI's config.
 func samePod(a, b *PodConfig) bool {
 	if len(a.Echo) > 0 || len(b.Echo) > 0 {
-		return bytes.Equal(a.Echo, b.Echo)
+		return bytes.Equal(a.Echo, b.Echo) && a.RuntimeHandler == b.RuntimeHandler
 	}
 	return reflect.DeepEqual(a, b)
 }

@@ -105,8 +105,8 @@ func (m *Manager) stop(ctx context.Context, op *operation, c *container, s *stop
 		return err
 	}
 	op.at("wait for the grace period")
-	if m.awaitEnd(c, s) {
-		return nil
+	if ended, err := m.awaitEnd(c, s); err != nil || ended {
+		return err
 	}
 	if err := op.step(ctx, "kill", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, killLimit)
@@ -187,20 +187,22 @@ func (m *Manager) noteContainer(ctx context.Context, c *container, update func(*
 }
 
 // awaitEnd waits for the exit until the grace period is over and says whether it came.
-func (m *Manager) awaitEnd(c *container, s *stop) bool {
+//
+// Errors: ErrUnavailable when the daemon ends first: the next goes on.
+func (m *Manager) awaitEnd(c *container, s *stop) (ended bool, err error) {
 	for {
 		timer := time.NewTimer(time.Until(s.deadline()))
 		select {
 		case <-c.ended:
 			timer.Stop()
-			return true
+			return true, nil
 		case <-s.sooner:
 			timer.Stop()
-		case <-m.closing: // the next daemon goes on
+		case <-m.closing:
 			timer.Stop()
-			return true
+			return false, fmt.Errorf("%w: the daemon is stopping", ErrUnavailable)
 		case <-timer.C:
-			return false
+			return false, nil
 		}
 	}
 }
