@@ -199,7 +199,13 @@ func (o *output) close() error { return errors.Join(closeFile(&o.read), closeFil
 // collect reads until the end of the stream or the read deadline: it keeps what it may and drops the rest,
 // so that the process never waits for us.
 func (o *output) collect() {
-	o.kept, _ = io.ReadAll(io.LimitReader(o.read, maxExecOutput)) // the deadline is how this ends as a rule
+	var err error
+	o.kept, err = io.ReadAll(io.LimitReader(o.read, maxExecOutput))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// We were slow until now, on a busy machine: what the process left in the pipe is not lost by that.
+		rest, _ := io.ReadAll(io.LimitReader(remains{o.read}, min(maxRemains, int64(maxExecOutput-len(o.kept))))) // as far as it comes
+		o.kept = append(o.kept, rest...)
+	}
 	if len(o.kept) == maxExecOutput {
 		_, _ = io.Copy(io.Discard, o.read) // as above
 	}

@@ -283,6 +283,56 @@ func TestMeasureTree(t *testing.T) {
 	}
 }
 
+// Directories nested as deep as a container likes cost neither time nor descriptors that we do not have.
+func TestMeasureDeepTree(t *testing.T) {
+	dir := t.TempDir()
+	const depth = 3000
+	if err := os.Mkdir(filepath.Join(dir, "d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Open(filepath.Join(dir, "d"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	for range depth {
+		if err == nil {
+			err = unix.Mkdirat(at, "d", 0o700)
+		}
+		below := -1
+		if err == nil {
+			below, err = unix.Openat(at, "d", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		}
+		_ = unix.Close(at)
+		at = below
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Close(at)
+	u, err := measureTree(context.Background(), dir)
+	if err != nil || u.Inodes != maxMeasured+2 { // dir itself, and the last, which is not looked into
+		t.Errorf("got %+v, %v, want %d inodes", u, err, maxMeasured+2)
+	}
+	if err := removeTrees(dir, "d"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What a process wrote in time is kept, also if nobody got to read it before the deadline.
+func TestCollectAfterDeadline(t *testing.T) {
+	var o output
+	if err := o.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = o.close() }()
+	if _, err := o.write.WriteString("in time"); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.read.SetReadDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if o.collect(); string(o.kept) != "in time" {
+		t.Errorf("kept %q", o.kept)
+	}
+}
+
 // The flusher syncs what it was asked for when its time has come, somebody is in a hurry, or it ends; each path once, in order; and does
 // not mind what is gone.
 func TestFlusher(t *testing.T) {

@@ -3,12 +3,12 @@ package podsandbox
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"os"
 	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/runtime/cgroup"
@@ -165,43 +165,78 @@ func (m *Manager) measure() {
 	}
 }
 
+// maxMeasured is how deep directories are measured. A container can nest them deeper than there are descriptors, of
+// which the walk has one for each level.
+const maxMeasured = 1000
+
 // measureTree adds up a tree: allocated blocks and inodes, hard links once. It follows no links.
-// What vanishes meanwhile does not count.
+// What vanishes meanwhile does not count, nor what is below maxMeasured directories.
+//
+// Trust: the container writes in it while we look. Names are looked up one at a time, each in an open directory: what a path costs
+// grows with its length, and that of all paths with the square of the depth.
 func measureTree(ctx context.Context, dir string) (diskUsage, error) {
-	u := diskUsage{At: time.Now()}
-	type inode struct{ dev, ino uint64 }
-	linked := map[inode]bool{}
-	root, err := os.OpenRoot(dir) // the container writes in it while we look
+	m := measurement{usage: diskUsage{At: time.Now()}, linked: map[inode]bool{}}
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return u, err
+		return m.usage, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	defer func() { _ = root.Close() }() // only read
-	err = fs.WalkDir(root.FS(), ".", func(_ string, d fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err == nil {
+		m.add(&st)
+	}
+	err = m.walk(ctx, os.NewFile(uintptr(fd), dir), 0)
+	m.usage.took = time.Since(m.usage.At)
+	return m.usage, err
+}
+
+// measurement is a tree being added up.
+type measurement struct {
+	usage  diskUsage
+	linked map[inode]bool // of those with several names, the ones that were counted
+}
+
+type inode struct{ dev, ino uint64 }
+
+func (m *measurement) add(st *unix.Stat_t) {
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		i := inode{uint64(st.Dev), st.Ino}
+		if m.linked[i] {
+			return
 		}
-		if err != nil {
+		m.linked[i] = true
+	}
+	m.usage.Bytes += uint64(st.Blocks) * 512
+	m.usage.Inodes++
+}
+
+// walk adds what is in dir, which it closes. It ends early with ctx.
+func (m *measurement) walk(ctx context.Context, dir *os.File, depth int) error {
+	defer func() { _ = dir.Close() }() // only read
+	fd := int(dir.Fd())
+	for {
+		names, _ := dir.Readdirnames(1024) // one that cannot be read has nothing that counts
+		if len(names) == 0 {
 			return nil
 		}
-		info, err := d.Info()
-		if err != nil {
-			return nil
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if st.Nlink > 1 && !d.IsDir() {
-			i := inode{uint64(st.Dev), st.Ino}
-			if linked[i] {
-				return nil
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return err
 			}
-			linked[i] = true
+			var st unix.Stat_t
+			if unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+				continue
+			}
+			m.add(&st)
+			if st.Mode&unix.S_IFMT != unix.S_IFDIR || depth == maxMeasured {
+				continue
+			}
+			below, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+			if err != nil {
+				continue
+			}
+			if err := m.walk(ctx, os.NewFile(uintptr(below), name), depth+1); err != nil {
+				return err
+			}
 		}
-		u.Bytes += uint64(st.Blocks) * 512
-		u.Inodes++
-		return nil
-	})
-	u.took = time.Since(u.At)
-	return u, err
+	}
 }
