@@ -177,7 +177,7 @@ func (f *floorTarget) cycle(_ context.Context, i int, lap func(string)) (err err
 	if err != nil {
 		return err
 	}
-	if err := bornIn(f.tasks(pod+"/init"), cmd.Start); err != nil {
+	if err := bornIn(f.tasks(pod+"/init"), f.tasks(""), cmd.Start); err != nil {
 		return err
 	}
 	ended := false
@@ -247,8 +247,9 @@ func (f *floorTarget) cycle(_ context.Context, i int, lap func(string)) (err err
 	return nil
 }
 
-// bornIn runs start on a thread that has entered the v1 cgroups of the tasks files and ends with it: what it starts is born there.
-func bornIn(tasks []string, start func() error) error {
+// bornIn runs start on a thread that has entered the v1 cgroups of the tasks files: what it starts is born there. It
+// leaves them for those of home, as the end of a thread is not waited for, and a cgroup with one can't be removed.
+func bornIn(tasks, home []string, start func() error) error {
 	if len(tasks) == 0 {
 		return start()
 	}
@@ -261,7 +262,11 @@ func bornIn(tasks []string, start func() error) error {
 				return
 			}
 		}
-		done <- start()
+		err := start()
+		for _, file := range home {
+			err = errors.Join(err, os.WriteFile(file, []byte("0"), 0))
+		}
+		done <- err
 	}()
 	return <-done
 }
