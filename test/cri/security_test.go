@@ -542,6 +542,49 @@ func TestDevicesAreAnAllowList(t *testing.T) {
 	check(t, c)
 }
 
+// A directory of the host stands for the devices in it, a link for what it leads to.
+func TestDeviceDirectoriesAndLinks(t *testing.T) {
+	w := need(t)
+	dir := t.TempDir()
+	for name, minor := range map[string]uint32{"kmsg": 11, "deep/zero": 5} {
+		path := filepath.Join(dir, "all", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(1, minor))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(filepath.Join(dir, "all", "kmsg"), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, filepath.Join(dir, "all", "file"), "no device")
+	ask := func(host, permissions string) editContainer {
+		return func(c *runtimeapi.ContainerConfig) {
+			c.Devices = []*runtimeapi.Device{{HostPath: filepath.Join(dir, host), ContainerPath: "/dev/mine", Permissions: permissions}}
+		}
+	}
+	p := w.pod(t)
+	c := p.run([]string{"sleep"}, ask("all", "r"))
+	for path, number := range map[string]string{"/dev/mine/kmsg": "1:11", "/dev/mine/deep/zero": "1:5"} {
+		if got := c.exec("stat", path); !strings.Contains(got, number) {
+			t.Errorf("%s: got %q, want device %s", path, got, number)
+		}
+	}
+	c.fails("stat", "/dev/mine/file")
+	c = p.run([]string{"sleep"}, ask("link", "rwm"))
+	if got := c.exec("stat", "/dev/mine"); !strings.Contains(got, "1:11") {
+		t.Errorf("through a link: got %q, want device 1:11", got)
+	}
+	for name, host := range map[string]string{"not there": "nothing", "a file": "all/file"} {
+		_, err := p.tryCreate([]string{"true"}, ask(host, "r"))
+		wantCode(t, err, codes.InvalidArgument, "config.devices[0].host_path", host)
+		if t.Failed() {
+			t.Log(name)
+		}
+	}
+}
+
 func TestDevicesThatAreAskedFor(t *testing.T) {
 	w := need(t)
 	if _, err := os.Stat("/dev/kmsg"); err != nil {
