@@ -52,6 +52,9 @@ func mounts(in *specInput) []specs.Mount {
 	}
 	for _, m := range in.found.cdi.Mounts { // of two for one place the device's counts, and of two devices' the later
 		named = slices.DeleteFunc(named, func(n specs.Mount) bool { return n.Destination == m.Destination })
+		if m.Type == "bind" {
+			m.UIDMappings, m.GIDMappings = idMappings(pod)
+		}
 		named = append(named, m)
 	}
 	covers := func(where string) bool {

@@ -79,6 +79,24 @@ func TestCDIDevices(t *testing.T) {
 	}
 }
 
+func TestCDIDevicesOfAUserNamespace(t *testing.T) {
+	w, dir := cdiWorld(t)
+	library := filepath.Join(t.TempDir(), "lib.so.1")
+	mustWrite(t, library, "library")
+	describe(t, dir, "gpu", `{"deviceNodes":[{"path":"/dev/gpu0","hostPath":"/dev/null","permissions":"rw"}],
+		"mounts":[{"hostPath":"`+library+`","containerPath":"/lib/lib.so","options":["ro","rbind"]}],"additionalGids":[44]}`)
+	c := w.usernsPod(t).run([]string{"sleep"}, withCDI("gpu"), asUser(1000))
+	if got := c.exec("stat", "/dev/gpu0", "/lib/lib.so"); !strings.Contains(got, "rdev=1:3") || !strings.Contains(got, "/dev/gpu0 mode=020666 uid=1000 ") || !strings.Contains(got, "/lib/lib.so mode=0100644 uid=0 ") {
+		t.Errorf("got %q, want the device of user 1000 and the library of root", got)
+	}
+	if got := c.exec("cat", "/lib/lib.so"); got != "library" {
+		t.Errorf("the library is %q", got)
+	}
+	if got := c.exec("id"); !strings.Contains(got, "44") {
+		t.Errorf("its groups: %q, want 44 among them", got)
+	}
+}
+
 func TestCDIDevicesThatAreNotThere(t *testing.T) {
 	w, dir := cdiWorld(t)
 	describe(t, dir, "half", `{"deviceNodes":[{"path":"/dev/nothere"}]}`)
