@@ -177,7 +177,7 @@ func (f *floorTarget) cycle(_ context.Context, i int, lap func(string)) (err err
 	if err != nil {
 		return err
 	}
-	if err := bornIn(f.tasks(pod+"/init"), f.tasks(""), cmd.Start); err != nil {
+	if err := bornIn(f.tasks(pod+"/init"), f.tasks("/.."), cmd.Start); err != nil {
 		return err
 	}
 	ended := false
