@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -86,10 +87,10 @@ func (s *Store) discardUnused(hidden hiddenImages) error {
 			used[l.DiffID], used[l.Blob.Digest] = true, true
 		}
 	}
-	var layers []digest.Digest
-	for d := range s.layers {
+	layers := map[digest.Digest]*layerRecord{}
+	for d, r := range s.layers {
 		if !used[d] {
-			layers = append(layers, d)
+			layers[d] = r
 			delete(s.layers, d)
 		}
 	}
@@ -101,8 +102,13 @@ func (s *Store) discardUnused(hidden hiddenImages) error {
 			errs = append(errs, err)
 		}
 	}
-	for _, d := range layers {
-		errs = append(errs, s.toTrash(s.dir.layer(d)))
+	for d, r := range layers {
+		if err := s.toTrash(s.dir.layer(d)); err != nil {
+			errs = append(errs, err)
+			s.mu.Lock()
+			s.layers[d] = r // it is in its place, and the next collection's
+			s.mu.Unlock()
+		}
 	}
 	return errors.Join(append(errs, s.removeBlobs(used))...)
 }
@@ -122,13 +128,9 @@ func (s *Store) removeBlobs(used map[digest.Digest]bool) error {
 	return errors.Join(errs...)
 }
 
-// toTrash moves a directory out of the way in one step.
+// toTrash moves a directory out of the way in one step, under a new name. It makes nothing there: the disk may be full.
 func (s *Store) toTrash(path string) error {
-	bin, err := os.MkdirTemp(s.dir.trash(), "")
-	if err != nil {
-		return err
-	}
-	return os.Rename(path, filepath.Join(bin, filepath.Base(path)))
+	return os.Rename(path, filepath.Join(s.dir.trash(), filepath.Base(path)+"-"+rand.Text()))
 }
 
 // emptyTrash deletes what was thrown away. Calls may overlap: RemoveAll does

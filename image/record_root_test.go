@@ -311,6 +311,53 @@ func TestHolders(t *testing.T) {
 	}
 }
 
+// What could not be thrown away is the next collection's.
+func TestCollectAgain(t *testing.T) {
+	s, _, ref, _ := storeWith(t)
+	s.Release("ctr")
+	if err := s.Remove(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(s.dir.trash()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CollectGarbage(t.Context()); err == nil {
+		t.Error("without a trash nothing can have been collected")
+	}
+	if got := len(entriesOf(t, s.dir.layers())); got != 2 {
+		t.Errorf("got %d layers, want 2", got)
+	}
+	if err := os.Mkdir(s.dir.trash(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	collect(t, s)
+	if got := len(entriesOf(t, s.dir.layers())); got != 0 {
+		t.Errorf("got %d layers, want none", got)
+	}
+}
+
+// To collect takes nothing of the disk: it may be full.
+func TestCollectMakesNothing(t *testing.T) {
+	s, _, ref, _ := storeWith(t)
+	s.Release("ctr")
+	if err := s.Remove(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	trash := s.dir.trash()
+	s.commit.Lock()
+	err := s.discardUnused(dropHidden)
+	s.commit.Unlock()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, name := range entriesOf(t, trash) {
+		if _, err := os.Stat(filepath.Join(trash, name, layerFile)); err != nil {
+			t.Errorf("a directory was made for a layer: %v", err)
+		}
+	}
+	collect(t, s)
+}
+
 func TestRecords(t *testing.T) {
 	in := imageRecord{ID: "sha256:" + hexDigits, Refs: []imageRef{{Name: "a:1", Seq: 3}}}
 	text, err := encodeRecord(in)
