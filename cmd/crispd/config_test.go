@@ -120,6 +120,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"no capability", "[runtime]\ndefault_capabilities = []", nil, []string{"runtime.default_capabilities", "ALL"}},
 		{"handler", "[runtime]\nhandlers = [\"A B\"]", nil, []string{"runtime.handlers"}},
 		{"seccomp", "[runtime]\nunset_seccomp_profile = \"None\"", nil, []string{"runtime.unset_seccomp_profile"}},
+		{"sysctl with slashes", "[runtime.default_sysctls]\n\"net/ipv4/ip_forward\" = \"1\"", nil, []string{"runtime.default_sysctls"}},
 		{"sysctl", "[runtime.default_sysctls]\n\"../x\" = \"1\"", nil, []string{"runtime.default_sysctls"}},
 		{"several at once", "log_level = 99\n[network]\nmtu = 1", nil, []string{"log_level = 99", "network.mtu = 1"}},
 		{"explicit file absent", "", []string{"--config", "/nonexistent/crisp.toml"}, []string{"/nonexistent/crisp.toml"}},

@@ -150,7 +150,7 @@ var (
 	tableName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,30}$`)
 	capName   = regexp.MustCompile(`^CAP_[A-Z_]+$`)
 	dnsLabel  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	sysctlKey = regexp.MustCompile(`^[a-z0-9_]+([./][a-zA-Z0-9_-]+)+$`)
+	sysctlKey = regexp.MustCompile(`^[a-z0-9_]+(\.[a-zA-Z0-9_-]+)+$`) // as package cri has it
 )
 
 // Validate names every wrong key, not only the first.

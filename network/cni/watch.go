@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,9 @@ func (n *CNI) refresh() *found {
 		old := n.now.Load()
 		if old.same(fresh) {
 			return old
+		}
+		if old.list != nil && fresh.list != nil && old.file == fresh.file && bytes.Equal(old.list.Bytes, fresh.list.Bytes) {
+			fresh.list = old.list // only what is ignored is different: what STATUS said still counts
 		}
 		if n.now.CompareAndSwap(old, fresh) {
 			break

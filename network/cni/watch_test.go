@@ -78,6 +78,20 @@ func TestStatusVerb(t *testing.T) {
 	}
 }
 
+// What STATUS said of a network still counts when only some other file is different.
+func TestStatusOutlivesOtherFiles(t *testing.T) {
+	w := newWorld(t)
+	w.write("net.conflist", w.list("1.1.0", "net", nil, "one"))
+	n := w.open(testLimits)
+	until(t, "it is well", func() bool { return n.Status().Ready })
+	before := n.now.Load().list
+	w.write("05.conflist", "{")
+	n.Refresh()
+	if f := n.now.Load(); f.list != before || len(f.problems) != 1 {
+		t.Errorf("got %+v, want the same list and a problem", f)
+	}
+}
+
 // A plugin that hangs makes the network not ready; Status itself does not wait, nor do pods that plan.
 func TestStatusHangs(t *testing.T) {
 	w := newWorld(t)
