@@ -200,10 +200,15 @@ func (s *Server) Serve(l net.Listener) error {
 // SetReady lets calls in: podsandbox has recovered.
 func (s *Server) SetReady() { s.gate.to(serving) }
 
-// Drain refuses new calls; those that run go on, but for streams of events, which would never end.
+// Drain refuses new calls; those that run go on, but for streams of events, attaches and terminals, which would never end.
 func (s *Server) Drain() {
 	s.gate.to(draining)
-	s.drain.Do(func() { close(s.draining) })
+	s.drain.Do(func() {
+		close(s.draining)
+		if s.streamer != nil {
+			s.streamer.drain()
+		}
+	})
 }
 
 // GracefulStop drains, waits until all calls are answered or ctx ends, and then

@@ -59,6 +59,10 @@ type streamer struct {
 
 	handlers sync.WaitGroup // and all that sessions started
 
+	// interactive is the life of sessions that have no end of their own: attaches, and commands with a terminal. hangUp ends it.
+	interactive context.Context
+	hangUp      context.CancelCauseFunc
+
 	mu        sync.Mutex
 	sessions  map[*session]struct{} // nil when stopped
 	strangers []net.Conn            // connections that no session has, in the order in which they came
@@ -69,6 +73,7 @@ func newStreamer(cfg StreamingConfig, pods Pods) *streamer {
 		base: url.URL{Scheme: "http", Host: cfg.Listener.Addr().String()},
 		idle: cfg.Idle, farewell: farewellTime, pods: pods, listener: cfg.Listener, sessions: map[*session]struct{}{},
 	}
+	s.interactive, s.hangUp = context.WithCancelCause(context.Background())
 	if cfg.TLS != nil {
 		s.base.Scheme = "https"
 		s.listener = tls.NewListener(cfg.Listener, cfg.TLS)
@@ -91,8 +96,16 @@ func (s *streamer) run() {
 	}
 }
 
+// errShutdown is why drain ended a session.
+var errShutdown = errors.New("crispd is shutting down")
+
+// drain refuses new sessions and ends those that would hold up a restart until its patience is over, and be cut off then: attaches, and commands
+// with a terminal. Other commands may still come to their end.
+func (s *streamer) drain() { s.hangUp(errShutdown) }
+
 // stop ends all sessions and waits for them.
 func (s *streamer) stop() {
+	s.drain()
 	_ = s.http.Close() // closes what is not hijacked
 	s.mu.Lock()
 	sessions := s.sessions
@@ -144,7 +157,7 @@ func (s *streamer) serve(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	x := s.begin()
+	x := s.begin(isInteractive(wanted))
 	if x == nil {
 		http.Error(w, "shutting down", http.StatusServiceUnavailable)
 		return
@@ -188,6 +201,17 @@ func (s *streamer) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// isInteractive says whether a session lasts for as long as its client likes.
+func isInteractive(request any) bool {
+	switch r := request.(type) {
+	case *runtimeapi.ExecRequest:
+		return r.GetTty()
+	case *runtimeapi.AttachRequest:
+		return true
+	}
+	return false
+}
+
 // executor runs what a session asks for. It implements the library's Executor and Attacher, whose contexts are the session's at best:
 // the session's own is used.
 type executor struct {
@@ -201,7 +225,7 @@ func (e executor) ExecInContainer(_ context.Context, _, _, id string, argv []str
 	switch {
 	case err != nil && e.x.ctx.Err() != nil:
 		// For a client that has closed only its own end, and for the library's log, where all else is an error.
-		return utilexec.CodeExitError{Err: errors.New("killed: the client left"), Code: killedExit}
+		return utilexec.CodeExitError{Err: fmt.Errorf("killed: %w", e.x.whyOver()), Code: killedExit}
 	case err != nil:
 		return err
 	case code != 0:
@@ -216,10 +240,13 @@ const killedExit = 128 + 9
 func (e executor) AttachContainer(_ context.Context, _, _, id string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
 	defer e.x.lastWords()
 	err := e.x.streamer.pods.Attach(e.x.ctx, id, e.streams(in, out, errs, resize))
-	if e.x.ctx.Err() != nil {
-		return nil // the client left
+	switch {
+	case e.x.ctx.Err() == nil:
+		return err
+	case errors.Is(e.x.whyOver(), errShutdown):
+		return fmt.Errorf("detached, the container runs on: %w", errShutdown)
 	}
-	return err
+	return nil // the client left
 }
 
 // streams translates what the library hands us: a stream that was not asked for is nil over SPDY, but not over WebSocket.

@@ -35,19 +35,31 @@ type session struct {
 	conn *clientConn // nil until it is hijacked
 }
 
-// begin makes a session; nil when the server has been stopped. It counts as a handler.
-func (s *streamer) begin() *session {
+// begin makes a session; nil when the server drains or has been stopped. It counts as a handler.
+func (s *streamer) begin(interactive bool) *session {
 	x := &session{streamer: s}
-	x.ctx, x.cancel = context.WithCancel(context.Background())
+	life := context.Background()
+	if interactive {
+		life = s.interactive
+	}
+	x.ctx, x.cancel = context.WithCancel(life)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sessions == nil {
+	if s.sessions == nil || s.interactive.Err() != nil {
 		x.cancel()
 		return nil
 	}
 	s.handlers.Add(1) // the session's handler
 	s.sessions[x] = struct{}{}
 	return x
+}
+
+// whyOver is why the session's context has ended.
+func (x *session) whyOver() error {
+	if errors.Is(context.Cause(x.ctx), errShutdown) {
+		return errShutdown
+	}
+	return errors.New("the client left")
 }
 
 // end closes the connection, if the library has not, and waits for all that the session has started.

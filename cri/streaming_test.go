@@ -607,7 +607,51 @@ func TestStreamerStopEndsSessions(t *testing.T) {
 	}
 	started.Wait()
 	s.stop()
-	if x := s.begin(); x != nil {
+	if x := s.begin(false); x != nil {
 		t.Error("a session began after the end")
+	}
+}
+
+// When the daemon drains, attaches and terminals end at once, and their clients are told why; other commands come to their end.
+func TestStreamerDrain(t *testing.T) {
+	hang := func(ctx context.Context) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	release, lasts := make(chan struct{}), make(chan error, 1)
+	var started sync.WaitGroup
+	started.Add(3)
+	s := newTestStreamer(t, &streamPods{
+		exec: func(ctx context.Context, s podsandbox.Streams) (int, error) {
+			started.Done()
+			if s.TTY {
+				return 0, hang(ctx)
+			}
+			<-release
+			lasts <- ctx.Err()
+			return 0, nil
+		},
+		attach: func(ctx context.Context, _ podsandbox.Streams) error { started.Done(); return hang(ctx) },
+	})
+	attached := open(t, remotecommand.StreamProtocolV5Name, s.mustURL(t, "attach", &runtimeapi.AttachRequest{ContainerId: "c", Stdin: true, Stdout: true, Stderr: true}))
+	terminal := open(t, remotecommand.StreamProtocolV5Name, s.execURL(t, true))
+	open(t, remotecommand.StreamProtocolV5Name, s.execURL(t, false))
+	started.Wait()
+	s.drain()
+	for name, c := range map[string]*testClient{"attach": attached, "terminal": terminal} {
+		words := []byte{}
+		for !bytes.Contains(words, []byte("{")) {
+			words = c.next(t)
+		}
+		if !bytes.Contains(words, []byte(errShutdown.Error())) {
+			t.Errorf("%s: told %q", name, words)
+		}
+	}
+	close(release)
+	if err := <-lasts; err != nil {
+		t.Errorf("a command without a terminal: %v", err)
+	}
+	if x := s.begin(false); x != nil {
+		t.Error("a session began while the server drained")
 	}
 }
