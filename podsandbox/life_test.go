@@ -1114,6 +1114,15 @@ func TestUpdate(t *testing.T) {
 	if err := d.UpdateContainer(ctx, id, limit(2<<20), nil); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want ENOSPC", err)
 	}
+	quota := int64(50000) // it has none
+	if err := d.UpdateContainer(ctx, id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, nil); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got %v, want ENOSPC", err)
+	}
+	d.world.mu.Lock()
+	if cpu := d.cgroups[d.mustContainer(id).CgroupPath].resources.CPU; cpu.Quota != nil {
+		t.Errorf("a quota of %d that was refused is applied", *cpu.Quota)
+	}
+	d.world.mu.Unlock()
 	check()
 	d.hook("store.writeConfig", nil)
 	d.hook("cgroup.Update", func(context.Context) error { return cgroup.ErrInvalid })

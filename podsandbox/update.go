@@ -45,16 +45,13 @@ func (m *Manager) update(ctx context.Context, op *operation, c *container, r *sp
 		return fmt.Errorf("%w: oom_score_adj %d is not between -1000 and 1000", ErrInvalid, *oomScoreAdj)
 	}
 	cg := m.cgroupOf(c)
-	old := now.spec.Linux.Resources
 	spec := updated(now.spec, r, oomScoreAdj)
-	if err := op.step(ctx, "apply", func(ctx context.Context) error { return explainLimit(cg.Update(ctx, r), spec) }); err != nil {
+	// A full disk says so before anything has changed. (A limit could not be taken back: no update says "none".)
+	if err := op.step(ctx, "record", func(context.Context) error { return m.store.writeConfig(c.pod.id, c.id, spec) }); err != nil {
 		return err
 	}
-	err := op.step(ctx, "record", func(context.Context) error { return m.store.writeConfig(c.pod.id, c.id, spec) })
-	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
-		defer cancel()
-		return errors.Join(err, cg.Update(undo, onlyNamed(old, r)))
+	if err := op.step(ctx, "apply", func(ctx context.Context) error { return explainLimit(cg.Update(ctx, r), spec) }); err != nil {
+		return errors.Join(err, m.store.writeConfig(c.pod.id, c.id, now.spec))
 	}
 	state := now.state
 	if oomScoreAdj != nil {
@@ -140,30 +137,6 @@ func merged(a, b *specs.LinuxResources) *specs.LinuxResources {
 		r.Unified = u
 	}
 	return &r
-}
-
-// onlyNamed is a, limited to the fields that b names: what undoes an update by b.
-func onlyNamed(a, b *specs.LinuxResources) *specs.LinuxResources {
-	if a == nil || b == nil {
-		return nil
-	}
-	r := &specs.LinuxResources{}
-	if b.CPU != nil {
-		r.CPU = a.CPU
-	}
-	if b.Memory != nil {
-		r.Memory = a.Memory
-	}
-	if b.Pids != nil {
-		r.Pids = a.Pids
-	}
-	if len(b.HugepageLimits) > 0 {
-		r.HugepageLimits = a.HugepageLimits
-	}
-	if len(b.Unified) > 0 {
-		r.Unified = a.Unified
-	}
-	return r
 }
 
 // set copies what is given and not zero: zero means "leave" in an update (CRI, UpdateContainerResources).
