@@ -745,10 +745,17 @@ func explainLimit(err error, spec *specs.Spec) error {
 	return fmt.Errorf("%w: the memory limit of %d bytes is too low", err, *spec.Linux.Resources.Memory.Limit)
 }
 
-// onExit is what a pod's init calls for each exit, also for those we know.
-func (m *Manager) onExit(p *pod) func(spawn.Exit) {
+// onExit is what a pod's init calls for each exit, also for those we know. They wait for ready, if it is not nil.
+func (m *Manager) onExit(p *pod, ready <-chan struct{}) func(spawn.Exit) {
 	return func(x spawn.Exit) {
 		m.owned.Go(func() {
+			if ready != nil {
+				select {
+				case <-ready:
+				case <-m.closing: // the next daemon is told, too
+					return
+				}
+			}
 			ctx, cancel := context.WithTimeout(lifetime(m.closing), operationLimit)
 			defer cancel()
 			m.exited(ctx, p, x)

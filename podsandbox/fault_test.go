@@ -375,6 +375,33 @@ func TestCrashInContainer(t *testing.T) {
 	})
 }
 
+// Of a container whose start was not recorded, and that ended while nobody looked, the start is known all the same.
+func TestStartAndExitWhileDown(t *testing.T) {
+	d := newDaemon(t)
+	pod := d.run("a")
+	id := d.create(pod, "c")
+	d.hook("store.appendState", func(context.Context) error { return errInjected })
+	if err := d.StartContainer(context.Background(), id); err != nil {
+		t.Fatal(err)
+	}
+	d.close()
+	d.initOf(pod).exit(id, 5)
+	d.hook("store.appendState", nil)
+	d.reset()
+	d.hook("init.List", func(context.Context) error { // the replay of exits has its chance to be first
+		for n := 0; n < 100 && d.did("store.appendState") == 0; n++ {
+			time.Sleep(time.Millisecond)
+		}
+		return nil
+	})
+	next := d.world.daemon(nil)
+	defer next.close()
+	if c := next.ended(id); c.ExitCode != 5 || c.StartedAt.IsZero() || c.FinishedAt.Before(c.StartedAt) {
+		t.Errorf("got %+v", c)
+	}
+	next.removeAll()
+}
+
 // C-04, C-05, C-06: what is known stays listed until it is gone, and goes on request.
 func TestCrashInRemove(t *testing.T) {
 	var stopped bool

@@ -354,7 +354,7 @@ func (m *Manager) startInit(ctx context.Context, p *pod) error {
 	defer func() { _ = join.Close() }() // nothing was written
 	a := m.podArgs(p)
 	a.Namespaces, a.CgroupDir, a.CgroupTasks = p.namespaces, join.DirFD, join.Tasks
-	i, err := m.cfg.Spawner.StartPod(ctx, a, m.onExit(p))
+	i, err := m.cfg.Spawner.StartPod(ctx, a, m.onExit(p, nil))
 	if err != nil {
 		return err
 	}

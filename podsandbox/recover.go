@@ -511,7 +511,9 @@ func (m *Manager) recoverDead(ctx context.Context, p *pod, reason, message strin
 // recoverLiving attaches to a pod's init.
 func (m *Manager) recoverLiving(ctx context.Context, p *pod, s podState) {
 	log := klog.FromContext(ctx)
-	i, err := m.cfg.Spawner.Attach(ctx, *s.Handle, m.onExit(p))
+	reconciled := make(chan struct{}) // which knows more of an exit than the journal: when it was started
+	defer close(reconciled)
+	i, err := m.cfg.Spawner.Attach(ctx, *s.Handle, m.onExit(p, reconciled))
 	switch {
 	case errors.Is(err, spawn.ErrGone):
 		log.Info("Pod init died while nobody looked, killing its containers", "sandboxID", p.id)
