@@ -375,6 +375,38 @@ func TestCrashInContainer(t *testing.T) {
 	})
 }
 
+// A daemon that ends finishes what it is undoing, and leaves the rest to the next: each can take a minute.
+func TestCloseLeavesUndoing(t *testing.T) {
+	d := newDaemon(t)
+	fails := func(context.Context) error { return errInjected }
+	d.hook("network.Setup", fails)
+	d.hook("network.Teardown", fails)
+	for _, name := range []string{"a", "b", "c"} {
+		if _, err := d.RunPod(context.Background(), podConfig(name)); !errors.Is(err, errInjected) {
+			t.Errorf("got %v", err)
+		}
+	}
+	d.reset()
+	entered, release := make(chan struct{}, 3), make(chan struct{})
+	d.hook("network.Teardown", func(context.Context) error { entered <- struct{}{}; <-release; return errInjected })
+	d.retry <- struct{}{}
+	<-entered
+	closed := make(chan struct{})
+	go func() { defer close(closed); d.close() }()
+	<-d.closing
+	close(release)
+	<-closed
+	if n := d.did("network.Teardown"); n != 1 {
+		t.Errorf("%d pods were undone before the end, want 1", n)
+	}
+	d.hook("network.Teardown", nil)
+	next := d.world.daemon(nil)
+	defer next.close()
+	if l := next.leftovers(); len(l) > 0 {
+		t.Errorf("left over: %v", l)
+	}
+}
+
 // Of a container whose start was not recorded, and that ended while nobody looked, the start is known all the same.
 func TestStartAndExitWhileDown(t *testing.T) {
 	d := newDaemon(t)

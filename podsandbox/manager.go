@@ -444,13 +444,19 @@ func (m *Manager) retryUndoing() {
 		}
 	}
 	m.mu.RUnlock()
-	ctx := context.Background()
+	ctx, life := context.Background(), lifetime(m.closing)
 	for _, c := range containers {
+		if life.Err() != nil {
+			return // the next daemon undoes them
+		}
 		if err := m.unmakeContainer(ctx, &operation{what: "undo container", object: c.id}, c); err != nil {
 			klog.Background().Error(err, "Could not undo a failed container, trying again", "containerID", c.id)
 		}
 	}
 	for _, p := range pods {
+		if life.Err() != nil {
+			return // as above
+		}
 		if err := m.unmakePod(ctx, &operation{what: "undo pod", object: p.object()}, p); err != nil {
 			klog.Background().Error(err, "Could not undo a failed pod, trying again", "sandboxID", p.id)
 		}
