@@ -1,7 +1,9 @@
 package cri
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 
@@ -25,12 +27,14 @@ func TestPullImage(t *testing.T) {
 	if *w.images.auth != (image.Auth{Username: "u", Password: "p", Auth: "a", ServerAddress: "s", IdentityToken: "i", RegistryToken: "r"}) {
 		t.Error("credentials were not passed on as they came")
 	}
+	_, silent := (&net.Dialer{Timeout: 1}).Dial("tcp", "127.0.0.1:1") // a registry that does not answer: net's timeouts say that they are context.DeadlineExceeded
 	for _, tt := range []struct {
 		err  error
 		code codes.Code
 		part string
 	}{
 		{image.ErrRegistryUnavailable, codes.Unknown, "RegistryUnavailable: "},
+		{errors.Join(image.ErrRegistryUnavailable, silent), codes.Unknown, "RegistryUnavailable: "},
 		{image.ErrUnauthorized, codes.Unauthenticated, ""},
 		{image.ErrNotFound, codes.NotFound, ""},
 		{image.ErrInvalidReference, codes.InvalidArgument, ""},

@@ -35,12 +35,15 @@ type meaning struct {
 // back; of Unknown, and only of Unknown, it reads the message's prefix as the
 // reason of a failed pull (kubelet images.evalCRIPullErr).
 var meanings = []meaning{
+	{cause: podsandbox.ErrInvalid, code: codes.InvalidArgument},
+	// Before the caller's own: of a registry that does not answer, net and http say that it is context.DeadlineExceeded.
+	{cause: image.ErrRegistryUnavailable, code: codes.Unknown, prefix: crierrors.ErrRegistryUnavailable.Error()},
+
 	{cause: context.DeadlineExceeded, code: codes.DeadlineExceeded},
 	{cause: context.Canceled, code: codes.Canceled},
 	{cause: errPanic, code: codes.Internal},
 	{cause: errTokens, code: codes.ResourceExhausted},
 
-	{cause: podsandbox.ErrInvalid, code: codes.InvalidArgument},
 	{cause: podsandbox.ErrAmbiguous, code: codes.InvalidArgument},
 	{cause: podsandbox.ErrNotFound, code: codes.NotFound},
 	{cause: podsandbox.ErrExists, code: codes.AlreadyExists},
@@ -49,7 +52,6 @@ var meanings = []meaning{
 	{cause: podsandbox.ErrUnsupported, code: codes.Unimplemented},
 	{cause: podsandbox.ErrSlow, code: codes.ResourceExhausted},
 
-	{cause: image.ErrRegistryUnavailable, code: codes.Unknown, prefix: crierrors.ErrRegistryUnavailable.Error()},
 	{cause: image.ErrInvalidReference, code: codes.InvalidArgument},
 	{cause: image.ErrNotFound, code: codes.NotFound},
 	{cause: image.ErrUnauthorized, code: codes.Unauthenticated},
