@@ -9,8 +9,10 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 // The systemd driver: systemd is the one writer of its tree (systemd's docs/CGROUP_DELEGATION.md, "Two Key Design Rules"), and
@@ -161,15 +163,18 @@ func (d *Driver) Adopt(ctx context.Context, p PodInit) error {
 		return &Error{Op: "adopt", Path: p.PodPath, Step: step, Kind: kindOf(err), Err: err}
 	}
 	scope := scope{name: path.Base(p.PodPath), slice: unitOf(path.Base(path.Dir(p.PodPath))), description: "crisp pod " + p.Title, pid: p.PID}
+	began := time.Now()
 	if err := d.units.start(ctx, scope); err != nil {
 		return op("start "+scope.name+" in "+scope.slice, err)
 	}
+	started := time.Now()
 	if err := d.clearRoot(ctx, p.PodPath, d.InitPath(p.PodPath, p.PodID)); err != nil {
 		return op("move the pod's init to its leaf", err)
 	}
 	if err := d.enableControllers(p.PodPath); err != nil {
 		return op("enable controllers", err)
 	}
+	klog.FromContext(ctx).V(4).Info("Adopted cgroup", "unit", scope.name, "systemd", started.Sub(began), "ours", time.Since(started))
 	return nil
 }
 
