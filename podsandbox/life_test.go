@@ -1223,6 +1223,32 @@ func TestReopenLog(t *testing.T) {
 	d.removeAll()
 }
 
+// Pods that name one cgroup_parent (crictl's may) go in any order: the one that made it does not wait for the others.
+func TestPodCgroupShared(t *testing.T) {
+	d := newDaemon(t)
+	defer d.close()
+	ctx := context.Background()
+	var pods []string
+	for _, name := range []string{"a", "b"} {
+		cfg := podConfig(name)
+		cfg.CgroupParent = "/kubepods/shared"
+		id, err := d.RunPod(ctx, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.startNew(id, "c")
+		pods = append(pods, id)
+	}
+	for _, id := range pods {
+		if err := errors.Join(d.StopPod(ctx, id), d.RemovePod(ctx, id)); err != nil {
+			t.Error(err)
+		}
+	}
+	if l := d.leftovers(); len(l) > 0 {
+		t.Errorf("left over: %v", l)
+	}
+}
+
 func TestPodCgroupOfKubelet(t *testing.T) {
 	for _, exists := range []bool{true, false} {
 		d := newDaemon(t)

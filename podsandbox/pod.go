@@ -330,10 +330,17 @@ func (m *Manager) removePodCgroups(ctx context.Context, p *pod) error {
 	if err := leaf.Remove(ctx); err != nil {
 		return err
 	}
-	if p.facts().CgroupOurs || m.cfg.Cgroups.Owned(p.rec.CgroupPath) {
-		return m.cfg.Cgroups.RemovePod(ctx, p.rec.CgroupPath)
+	owned := m.cfg.Cgroups.Owned(p.rec.CgroupPath)
+	if !owned && !p.facts().CgroupOurs {
+		return nil
 	}
-	return nil
+	err := m.cfg.Cgroups.RemovePod(ctx, p.rec.CgroupPath)
+	if !owned && errors.Is(err, cgroup.ErrBusy) {
+		// All that was ours is gone from it: others were given the same cgroup_parent. To them it was there, and it stays.
+		klog.FromContext(ctx).V(2).Info("Kept a pod-level cgroup that others use", "sandboxID", p.id, "path", p.rec.CgroupPath, "err", err)
+		return nil
+	}
+	return err
 }
 
 // podArgs is what a pod's init is started with, but for what is made for it.
