@@ -57,7 +57,8 @@ func (m *Manager) Recover(ctx context.Context) error {
 	known := func(id string) bool {
 		m.mu.RLock()
 		defer m.mu.RUnlock()
-		return m.pods[id] != nil || slices.ContainsFunc(f.foreign, func(p *pod) bool { return p.id == id })
+		return m.pods[id] != nil || m.containers[id] != nil ||
+			slices.ContainsFunc(f.foreign, func(p *pod) bool { return p.id == id || p.containers[id] != nil })
 	}
 	for _, p := range pods {
 		f.parents = append(f.parents, p.rec.CgroupPath)
@@ -675,7 +676,7 @@ func (m *Manager) endUnknown(ctx context.Context, p *pod, i PodInit, id string) 
 	return errors.Join(err, cg.Remove(ctx))
 }
 
-// collectOrphans removes kernel objects with our names that belong to no pod.
+// collectOrphans removes kernel objects with our names that belong to no pod; known tells the ids of pods and containers.
 func (m *Manager) collectOrphans(ctx context.Context, podLevel []string, known func(id string) bool) {
 	log := klog.FromContext(ctx)
 	names, err := m.cfg.NetNS.List(m.cfg.NetNSPrefix)
@@ -726,10 +727,7 @@ func (m *Manager) collectCgroups(ctx context.Context, path string, known func(id
 	for _, name := range children {
 		rest, ours := strings.CutPrefix(name, cgroup.LeafPrefix)
 		podID, isInit := strings.CutPrefix(rest, "pod-")
-		m.mu.RLock()
-		isContainer := m.containers[rest] != nil
-		m.mu.RUnlock()
-		if !ours || isContainer || isInit && known(podID) || !isInit && !isID(rest) || isInit && !isID(podID) {
+		if !ours || known(rest) || isInit && known(podID) || !isInit && !isID(rest) || isInit && !isID(podID) {
 			continue
 		}
 		log.Info("Removing a cgroup without a record", "path", filepath.Join(path, name))

@@ -338,6 +338,39 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
+// A pod of another version is left alone also where a pod of ours has the same cgroup_parent, as a pod's sandboxes of two attempts do.
+func TestForeignInSharedCgroup(t *testing.T) {
+	d := newDaemon(t)
+	ids := map[string]string{}
+	for _, name := range []string{"foreign", "ours"} {
+		cfg := podConfig(name)
+		cfg.CgroupParent = "/kubepods/shared"
+		id, err := d.RunPod(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[name] = id
+	}
+	c := d.startNew(ids["foreign"], "c")
+	at := d.mustContainer(c).CgroupPath
+	d.close()
+	record := filepath.Join(d.dir, "state/pods", ids["foreign"], podFile)
+	b, err := os.ReadFile(record)
+	if err == nil {
+		err = os.WriteFile(record, bytes.Replace(b, []byte(`"version":1`), []byte(`"version":9`), 1), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d = d.daemon(nil)
+	defer d.close()
+	d.world.mu.Lock()
+	defer d.world.mu.Unlock()
+	if d.cgroups[at] == nil {
+		t.Error("its container was killed")
+	}
+}
+
 // A daemon that is killed while it writes the first record of an object leaves a part of it. Nobody
 // was told the object's id, so nothing of it is kept. (test/cri met it: crash in the middle of a call.)
 func TestKilledWhileRecording(t *testing.T) {
