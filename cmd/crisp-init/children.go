@@ -154,10 +154,10 @@ type birth struct {
 	oomScore string // its second; "": as ours
 	title    string // argv[0], for ps
 	clone    uintptr
-	files    [4]int      // its 0–3
-	cgroupFD int         // cgroup v2 directory to be born in, -1: ours
-	tasks    []int       // v1 cgroups to be born in: their tasks files
-	status   *statusPipe // not nil: it will have a successor, which speaks through this
+	files    [4]int // its 0–3
+	cgroupFD int    // cgroup v2 directory to be born in, -1: ours
+	tasks    []int  // v1 cgroups to be born in: their tasks files
+	heir     *heir  // not nil: it will have a successor
 }
 
 // fork starts a child of ours from our own sealed binary.
@@ -196,7 +196,7 @@ func (c *children) fork(b birth) (*child, error) {
 	}
 	ch := &child{pid: pid, done: make(chan struct{})}
 	c.alive[pid] = ch
-	if b.status != nil {
+	if b.heir != nil {
 		c.expecting++
 	}
 	return ch, nil

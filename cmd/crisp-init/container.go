@@ -15,6 +15,7 @@ import (
 const (
 	joinPIDNS  = iota
 	joinStatus // the successor's pipe
+	joinPage   // and where its pid is to be written
 	joinProcfs // a detached procfs of that namespace
 	joinFDs    // how many
 )
@@ -77,7 +78,7 @@ func startContainer(c *initproto.Container, fds []int, control *initproto.Conn) 
 	r := &rootfs{fd: fds[c.RootFD], dev: -1, devpts: -1}
 	if c.PID.Joins() {
 		fds, joins = fds[:len(fds)-joinFDs], fds[len(fds)-joinFDs:]
-		if next, s = prepareSuccession(joins[joinStatus], control); s != nil {
+		if next, s = prepareSuccession(joins[joinStatus], joins[joinPage], control); s != nil {
 			return s
 		}
 		r.procfs = &stamp{fd: joins[joinProcfs]}

@@ -13,6 +13,7 @@ const (
 	execCgroupNS
 	execPIDNS
 	execStatus // the successor's pipe
+	execPage   // and where its pid is to be written
 	execProcs  // if Exec.ProcsFD says so
 )
 
@@ -52,7 +53,7 @@ func startExec(x *initproto.Exec, fds []int, control *initproto.Conn) *step {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return failed("enter container", &sys.Error{Op: "unshare CLONE_FS", Err: err})
 	}
-	next, s := prepareSuccession(fds[execStatus], control)
+	next, s := prepareSuccession(fds[execStatus], fds[execPage], control)
 	if s != nil {
 		return s
 	}

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,67 +18,143 @@ import (
 
 // The pod init's side of what successor.go describes.
 
-// statusPipe is what a successor says an errno through.
-type statusPipe struct {
-	read  *os.File
-	write int // to be given to the init; -1: closed
+// pageSize is what is mapped for a pid. The kernel rounds up.
+const pageSize = 4096
+
+// heir is what the pod init knows of a successor to come.
+type heir struct {
+	read  *os.File // of the pipe through which it says an errno
+	write int      // to be given to the init; -1: closed
+	page  int      // descriptor of the page, for the init; -1: closed
+	pid   *uint32  // the page: 0 until the successor was cloned
 }
 
-func newStatusPipe() (*statusPipe, error) {
+func newHeir() (*heir, error) {
+	h := &heir{write: -1, page: -1}
+	var err error
+	if h.page, err = unix.MemfdCreate("pid", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL); err == unix.EINVAL { // before Linux 6.3
+		h.page, err = unix.MemfdCreate("pid", unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, &sys.Error{Op: "memfd_create", Err: err}
+	}
+	if err := unix.Ftruncate(h.page, pageSize); err != nil {
+		h.close()
+		return nil, &sys.Error{Op: "ftruncate memfd", Err: err}
+	}
+	if h.pid, err = mapPage(h.page); err != nil {
+		h.close()
+		return nil, err
+	}
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		h.close()
 		return nil, &sys.Error{Op: "pipe2", Err: err}
 	}
+	h.write = fds[1]
 	if err := unix.SetNonblock(fds[0], true); err != nil {
-		closeAll(fds[:])
+		_ = unix.Close(fds[0]) // nothing in it
+		h.close()
 		return nil, &sys.Error{Op: "fcntl", Err: err}
 	}
-	return &statusPipe{read: os.NewFile(uintptr(fds[0]), "status"), write: fds[1]}, nil
+	h.read = os.NewFile(uintptr(fds[0]), "status")
+	return h, nil
 }
 
-func (s *statusPipe) closeWrite() {
-	closeAll([]int{s.write})
-	s.write = -1
+// given closes what the init has been given.
+func (h *heir) given() {
+	closeAll([]int{h.write, h.page})
+	h.write, h.page = -1, -1
 }
 
-func (s *statusPipe) close() {
-	s.closeWrite()
-	_ = s.read.Close() // only read from
-}
-
-// outcome waits until the successor has become the program (nil), or says why it could not. Somebody in its PID namespace may
-// have got hold of the pipe and say anything or keep it open: that is believed of the successor, and waited for while it lives.
-//
-// A successor that was killed before its execve counts as a program that was killed.
-func (s *statusPipe) outcome(successor *child, program string) *step {
-	raw, err := s.read.SyscallConn()
-	if err != nil {
-		return failed("start process", err)
+func (h *heir) close() {
+	h.given()
+	if h.read != nil {
+		_ = h.read.Close() // only read from
 	}
-	over := make(chan struct{})
-	defer close(over)
-	go func() { // ends with this call
-		select {
-		case <-successor.done:
-			_ = s.read.SetReadDeadline(time.Now()) // a pipe can
-		case <-over:
-		}
-	}()
-	var report [8]byte
-	n := 0
+	if h.pid != nil {
+		unmapPage(h.pid)
+		h.pid = nil
+	}
+}
+
+// saying is what came through the pipe before its end.
+type saying struct {
+	report [8]byte // step, errno
+	n      int
+}
+
+// listen reads the pipe until its end, or the deadline of h.read.
+func (h *heir) listen(raw syscall.RawConn) (s saying) {
 	read := func(fd uintptr) bool {
-		n, err = unix.Read(int(fd), report[:])
+		var err error
+		s.n, err = unix.Read(int(fd), s.report[:])
 		return err != unix.EAGAIN && err != unix.EINTR
 	}
-	if raw.Read(read) != nil { // the deadline: what it said before its death is there
+	if raw.Read(read) != nil { // the deadline: what was said before a death is there
 		_ = raw.Control(func(fd uintptr) { read(fd) })
 	}
-	if n < len(report) {
-		return nil
+	return s
+}
+
+// succeed waits until init has a successor and that has become the program, or says why not. Both may be nil: there is none,
+// and init is dead. It settles what fork has let be expected.
+//
+// The pipe ends when both have closed it. Somebody in the successor's PID namespace may have got hold of it and say anything or
+// keep it open: that is believed of the successor, and waited for while it lives. A successor that was killed before its execve counts as
+// a program that was killed.
+func (c *children) succeed(h *heir, init *child, program string) (successor *child, s *step) {
+	raw, err := h.read.SyscallConn()
+	if err != nil {
+		c.settle()
+		return nil, failed("start process", err)
 	}
-	<-successor.done
-	step, errno := report[0], unix.Errno(uint32(report[4])|uint32(report[5])<<8|uint32(report[6])<<16|uint32(report[7])<<24)
-	switch step {
+	said := make(chan saying, 1)
+	go func() { said <- h.listen(raw) }() // this call waits for it
+	var last saying
+	heard := false
+	select {
+	case last = <-said:
+		heard = true
+	case <-init.done: // the pid is there by now, or never will be
+	}
+	if heard && atomic.LoadUint32(h.pid) == 0 {
+		<-init.done
+	}
+	if pid := atomic.LoadUint32(h.pid); pid != 0 {
+		successor = c.adopt(int(pid))
+	}
+	c.settle()
+	if !heard && successor != nil {
+		select {
+		case last = <-said:
+			heard = true
+		case <-successor.done:
+		}
+	}
+	if !heard {
+		_ = h.read.SetReadDeadline(time.Now()) // a pipe can
+		last = <-said
+	}
+	if last.n < len(last.report) {
+		return successor, nil
+	}
+	if successor != nil {
+		<-successor.done
+	}
+	return successor, last.step(program)
+}
+
+func (s *saying) step(program string) *step {
+	word := func(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
+	errno := unix.Errno(word(s.report[4:]))
+	switch word(s.report[:]) {
+	case stepClone:
+		f := failed("clone process", errno)
+		if errno == unix.EPERM || errno == unix.ENOSYS {
+			f.text = "the seccomp profile must allow clone(2), unless no_new_privs is set"
+		}
+		return f
 	case stepSession:
 		return failed("start session", &sys.Error{Op: "setsid", Err: errno})
 	case stepTerminal:

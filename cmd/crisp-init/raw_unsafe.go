@@ -80,12 +80,13 @@ func openPeer(master int) (int, error) {
 	return int(r), nil
 }
 
-// successorFlags: a child of our parent, with nothing shared.
-const successorFlags = unix.CLONE_PARENT | uint64(unix.SIGCHLD)
+// successorFlags: a child of our parent, with nothing shared; its pid goes to *parent_tid of ours before it runs.
+const successorFlags = unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID | uint64(unix.SIGCHLD)
 
-// Steps of a successor, as it says them through statusFD when one fails.
+// Steps that can fail, as they are said through statusFD.
 const (
-	stepSession = iota + 1
+	stepClone = iota + 1
+	stepSession
 	stepTerminal
 	stepSeccomp
 	stepExec
@@ -98,11 +99,12 @@ type successor struct {
 	terminal   bool
 	filter     *unix.SockFprog // nil: it is loaded
 	flags      uintptr
+	pid        *uint32   // where the kernel writes its pid
 	report     [2]uint32 // step, errno
 }
 
-func newSuccessor(p *initproto.Process, path string) (*successor, error) {
-	s := &successor{terminal: p.Terminal}
+func newSuccessor(p *initproto.Process, path string, pid *uint32) (*successor, error) {
+	s := &successor{terminal: p.Terminal, pid: pid}
 	var err error
 	if s.path, err = syscall.BytePtrFromString(path); err != nil {
 		return nil, err
@@ -119,7 +121,7 @@ func newSuccessor(p *initproto.Process, path string) (*successor, error) {
 	return s, nil
 }
 
-// bear clones the successor and returns its pid.
+// bear clones the successor, and ends us.
 //
 // In the child there is one thread, and no Go runtime but this stack: from the clone on, nothing but raw system calls. Like
 // package syscall's forkAndExecInChild1, which shares memory with its parent until execve; this must not.
@@ -127,39 +129,77 @@ func newSuccessor(p *initproto.Process, path string) (*successor, error) {
 //go:noinline
 //go:nosplit
 //go:norace
-func (s *successor) bear() (int, error) {
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(successorFlags), 0, 0, 0, 0, 0)
+func (s *successor) bear() {
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(successorFlags), 0, uintptr(unsafe.Pointer(s.pid)), 0, 0, 0)
 	if errno != 0 {
-		return 0, errno
+		s.fail(stepClone, errno)
 	}
 	if pid != 0 {
-		return int(pid), nil
+		// Not with the process, which has threads to end first: the pod init waits for the end of the pipe.
+		_, _, _ = syscall.RawSyscall6(unix.SYS_CLOSE, statusFD, 0, 0, 0, 0, 0)
+		exit()
 	}
-	s.report[0] = stepSession
 	if _, _, errno = syscall.RawSyscall6(unix.SYS_SETSID, 0, 0, 0, 0, 0, 0); errno != 0 {
-		goto failed
+		s.fail(stepSession, errno)
 	}
 	if s.terminal {
-		s.report[0] = stepTerminal
 		if _, _, errno = syscall.RawSyscall6(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0, 0, 0, 0); errno != 0 {
-			goto failed
+			s.fail(stepTerminal, errno)
 		}
 	}
 	if s.filter != nil {
-		s.report[0] = stepSeccomp
 		_, _, errno = syscall.RawSyscall6(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, s.flags, uintptr(unsafe.Pointer(s.filter)), 0, 0, 0)
 		if errno != 0 {
-			goto failed
+			s.fail(stepSeccomp, errno)
 		}
 	}
-	s.report[0] = stepExec
 	_, _, errno = syscall.RawSyscall6(unix.SYS_EXECVE, uintptr(unsafe.Pointer(s.path)), uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), 0, 0, 0)
-failed:
-	s.report[1] = uint32(errno)
+	s.fail(stepExec, errno)
+}
+
+// fail says through the pipe what failed, and ends the process. It is like bear.
+//
+//go:noinline
+//go:nosplit
+//go:norace
+func (s *successor) fail(step uint32, errno syscall.Errno) {
+	s.report[0], s.report[1] = step, uint32(errno)
 	_, _, _ = syscall.RawSyscall6(unix.SYS_WRITE, statusFD, uintptr(unsafe.Pointer(&s.report)), unsafe.Sizeof(s.report), 0, 0, 0)
+	exit()
+}
+
+// exit ends the process without the runtime, also where a filter refuses to.
+//
+//go:noinline
+//go:nosplit
+//go:norace
+func exit() {
 	for {
 		_, _, _ = syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 1, 0, 0, 0, 0, 0)
+		pid, _, _ := syscall.RawSyscall6(unix.SYS_GETPID, 0, 0, 0, 0, 0, 0)
+		_, _, _ = syscall.RawSyscall6(unix.SYS_KILL, pid, uintptr(unix.SIGKILL), 0, 0, 0, 0)
 	}
+}
+
+// mapPage maps a page that a process of ours and we share.
+func mapPage(fd int) (*uint32, error) {
+	b, err := unix.Mmap(fd, 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, &sys.Error{Op: "mmap", Err: err}
+	}
+	return (*uint32)(unsafe.Pointer(&b[0])), nil
+}
+
+// keepFromChildren keeps a mapped page out of the memory of processes that we clone.
+func keepFromChildren(page *uint32) error {
+	if err := unix.Madvise(unsafe.Slice((*byte)(unsafe.Pointer(page)), pageSize), unix.MADV_DONTFORK); err != nil {
+		return &sys.Error{Op: "madvise MADV_DONTFORK", Err: err}
+	}
+	return nil
+}
+
+func unmapPage(page *uint32) {
+	_ = unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(page)), pageSize)) // ours, as mapPage made it
 }
 
 // resetSignals gives every signal its default action.

@@ -33,6 +33,7 @@ type container struct {
 
 	sink      *logs.Sink
 	child     *child
+	init      *child // child, or the one whose successor that is
 	startedAt time.Time
 	stdin     *os.File // our end, nil without
 	terminal  *os.File // pty master, nil without; also in outputs
@@ -250,14 +251,14 @@ func (p *pod) clone(c *container, hooks []int) (*starting, initproto.Message) {
 			p.mu.Lock()
 			c.procfs, c.pid = j.of, j.pid
 			p.mu.Unlock()
-			b.status, err = newStatusPipe()
+			b.heir, err = newHeir()
 		}
 		if err != nil {
 			s.closeChild()
 			closeAll(s.ours[:])
 			return nil, failStep("enter PID namespace", err)
 		}
-		added := [joinFDs]int{joinPIDNS: j.ns, joinStatus: b.status.write, joinProcfs: j.procfs}
+		added := [joinFDs]int{joinPIDNS: j.ns, joinStatus: b.heir.write, joinPage: b.heir.page, joinProcfs: j.procfs}
 		run.FDs = append(run.FDs, added[:]...)
 	}
 	return p.begin(b, s, run)
@@ -271,7 +272,7 @@ func (p *pod) launch(c *container, s *starting) initproto.Message {
 	}
 	p.mu.Lock()
 	c.adopt(l, &s.stdio)
-	c.child, c.startedAt, c.state = l.child, l.at, initproto.StateRunning
+	c.child, c.init, c.startedAt, c.state = l.child, l.init, l.at, initproto.StateRunning
 	if l.procfs != nil {
 		c.procfs = l.procfs
 	}
@@ -295,15 +296,15 @@ type starting struct {
 	child   *child
 	conn    *initproto.Conn // to it
 	stdio   stdio           // our ends
-	status  *statusPipe     // of its successor; nil: it has none
+	heir    *heir           // nil: it will have no successor
 	console int             // pty master, -1 without
 	procfs  *procfs
 	sendErr error // of what it was sent
 }
 
-// begin forks a child and hands it m. It takes over s and b.status. On error there is the answer instead.
+// begin forks a child and hands it m. It takes over s and b.heir. On error there is the answer instead.
 func (p *pod) begin(b birth, s stdio, m initproto.Message) (*starting, initproto.Message) {
-	l := &starting{stdio: s, status: b.status, console: -1}
+	l := &starting{stdio: s, heir: b.heir, console: -1}
 	ours, theirs, err := initproto.Pair()
 	if err != nil {
 		s.closeChild()
@@ -322,7 +323,7 @@ func (p *pod) begin(b birth, s stdio, m initproto.Message) (*starting, initproto
 		if cerr == nil {
 			_ = conn.Close() // nothing was said
 		}
-		if ch != nil && b.status != nil {
+		if ch != nil && b.heir != nil {
 			p.children.settle()
 		}
 		l.close()
@@ -330,8 +331,8 @@ func (p *pod) begin(b birth, s stdio, m initproto.Message) (*starting, initproto
 	}
 	// A child that dies early does not read: EPIPE here, and the reason is follow's.
 	l.child, l.conn, l.sendErr = ch, conn, conn.Send(m)
-	if b.status != nil {
-		b.status.closeWrite()
+	if b.heir != nil {
+		b.heir.given()
 	}
 	return l, initproto.Message{}
 }
@@ -342,8 +343,8 @@ func (s *starting) close() {
 	closeAll([]int{s.console})
 	s.console = -1
 	s.procfs.close()
-	if s.status != nil {
-		s.status.close()
+	if s.heir != nil {
+		s.heir.close()
 	}
 }
 
@@ -360,12 +361,11 @@ const (
 func (p *pod) follow(s *starting, to stage) (*launched, initproto.Message) {
 	ch, conn := s.child, s.conn
 	l := &launched{child: ch, init: ch, console: s.console, procfs: s.procfs}
-	settle := func() {}
-	if s.status != nil {
-		settle = sync.OnceFunc(p.children.settle)
-	}
+	expecting := s.heir != nil
 	over := func() { // with the child as such
-		settle()
+		if expecting {
+			p.children.settle()
+		}
 		_ = conn.Close() // all was said
 	}
 	giveUp := func(f initproto.Message) (*launched, initproto.Message) {
@@ -399,15 +399,18 @@ func (p *pod) follow(s *starting, to stage) (*launched, initproto.Message) {
 			if len(r.FDs) == 1 && l.procfs == nil {
 				l.procfs = &procfs{mount: r.TakeFD(0)}
 			}
-		case initproto.TypeBorn:
-			born, err := initproto.DecodeBorn(r.Body)
-			if err != nil || s.status == nil || execing {
+		case initproto.TypeForking:
+			f, err := initproto.DecodeForking(r.Body)
+			if err != nil || !expecting {
 				break
 			}
-			l.child, l.warnings, execing = p.children.adopt(born.PID), born.Warnings, true
-			settle()
-			if failed := s.status.outcome(l.child, born.Program); failed != nil {
+			expecting = false
+			successor, failed := p.children.succeed(s.heir, ch, f.Program)
+			if failed != nil {
 				return giveUp(failed.message())
+			}
+			if successor != nil { // else it has died, which EOF will say
+				l.child, l.warnings, execing = successor, f.Warnings, true
 			}
 		case initproto.TypeFailed:
 			<-ch.done
@@ -432,9 +435,8 @@ func (p *pod) follow(s *starting, to stage) (*launched, initproto.Message) {
 		return giveUp(initproto.Message{Type: initproto.TypeFailed, Body: f.Encode()})
 	}
 	over()
-	if s.status != nil {
-		s.status.close()
-		<-ch.done // it has said all, and must be gone from its cgroup before its successor's end can be heard of
+	if s.heir != nil {
+		s.heir.close()
 	}
 	l.at = time.Now()
 	started := initproto.Started{PID: l.child.pid, At: l.at.UnixNano(), Warnings: l.warnings}
@@ -470,6 +472,7 @@ func (p *pod) watch(c *container) {
 		c.procfs.close() // with its first process a PID namespace ends
 	}
 	c.drain()
+	<-c.init.done // it is in the cgroup that the daemon removes when it hears
 	p.mu.Lock()
 	c.state = initproto.StateExited
 	taps := c.taps
@@ -606,11 +609,11 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 		}
 	}
 	defer closeAll(ns[:])
-	status, err := newStatusPipe()
+	h, err := newHeir()
 	if err != nil {
-		return failStep("make status pipe", err)
+		return failStep("prepare process", err)
 	}
-	b := birth{role: "exec", title: "crisp-init: exec in " + short(c.id), cgroupFD: -1, status: status}
+	b := birth{role: "exec", title: "crisp-init: exec in " + short(c.id), cgroupFD: -1, heir: h}
 	b.oomScore = oomArgument(&x.Process)
 	if x.CgroupFD >= 0 {
 		b.cgroupFD = m.FDs[x.CgroupFD]
@@ -618,7 +621,7 @@ func (p *pod) exec(m *initproto.Message) initproto.Message {
 	if x.Tasks > 0 {
 		b.tasks = m.FDs[x.TasksFD:][:x.Tasks]
 	}
-	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], execPIDNS: ns[0], execStatus: status.write}
+	fds := []int{execMountNS: ns[1], execCgroupNS: ns[2], execPIDNS: ns[0], execStatus: h.write, execPage: h.page}
 	inner := *x
 	inner.CgroupFD, inner.TasksFD, inner.Tasks = -1, -1, 0
 	if x.ProcsFD >= 0 {

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"os"
+	"errors"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,14 +22,14 @@ import (
 //
 //   - with the container's root, working directory and namespaces;
 //   - with its user, groups, exact capabilities, no_new_privs and seccomp filter (but see filterFirst);
-//   - with no descriptor but stdio and a pipe through which it can say an errno: the control socket is left out by
-//     unshare(CLONE_FILES);
+//   - with no descriptor but stdio and a pipe through which it can say an errno: the control socket is closed before;
 //   - with memory of its own, a copy of the init's: who takes it over changes the copy. (The child of a vfork has its parent's memory,
 //     and the parent is outside.) The init knows nothing that the program is not meant to know;
 //   - in a session and process group of the init's alone, so that it can signal nobody else;
 //
 // and that does setsid(2), takes the terminal if there is one, and execve(2): raw system calls only, for a copy of one thread of a Go
-// program has no Go runtime. It is the pod init's child (CLONE_PARENT), and its exit goes where the init's would have gone.
+// program has no Go runtime. It is the pod init's child (CLONE_PARENT), and its exit goes where the init's would have gone. The kernel writes its pid into
+// a page that the init shares with the pod init, and the successor with nobody (MADV_DONTFORK).
 //
 // What is left to somebody who takes it over: to be the program, with the program's rights.
 
@@ -38,28 +38,24 @@ const statusFD = selfFD
 
 // succession is an init's side of it.
 type succession struct {
-	say chan initproto.Message // the last word to the pod init, and the end of this process
+	control *initproto.Conn
+	pid     *uint32 // the shared page
 }
 
-// prepareSuccession makes the calling thread one whose child will be born with none of our
-// descriptors but those below controlFD and status.
-//
-// Runs on: the locked main thread, which from here on has a table of
-// descriptors of its own; all other threads keep the old one.
-func prepareSuccession(status int, control *initproto.Conn) (*succession, *step) {
-	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
-		return nil, failed("prepare process", &sys.Error{Op: "unshare CLONE_FILES", Err: err})
-	}
-	// Always another number: the control socket was the first of ours, and what came through it lies above.
-	if err := unix.Dup3(status, statusFD, unix.O_CLOEXEC); err != nil && status != statusFD {
+// prepareSuccession takes the pipe and the page.
+func prepareSuccession(status, page int, control *initproto.Conn) (*succession, *step) {
+	// Always another number: what came through the control socket lies above.
+	if err := unix.Dup3(status, statusFD, unix.O_CLOEXEC); err != nil {
 		return nil, failed("prepare process", &sys.Error{Op: "dup3", Err: err})
 	}
-	n := &succession{say: make(chan initproto.Message)}
-	go func() { // never on the main thread, which is the main goroutine's; ends the process
-		_ = control.Send(<-n.say) // if the pod init is gone nobody waits
-		os.Exit(0)
-	}()
-	return n, nil
+	pid, err := mapPage(page)
+	if err == nil {
+		err = keepFromChildren(pid)
+	}
+	if err != nil {
+		return nil, failed("prepare process", err)
+	}
+	return &succession{control: control, pid: pid}, nil
 }
 
 // enter makes the calling thread one whose children are born in the PID namespace.
@@ -76,7 +72,7 @@ func (n *succession) enter(pidNS int) *step {
 //
 // The thread has everything that the program shall have. Runs on: the locked main thread.
 func (n *succession) fork(p *initproto.Process, path string, warnings []string) *step {
-	s, err := newSuccessor(p, path)
+	s, err := newSuccessor(p, path, n.pid)
 	if err != nil {
 		return failed("prepare process", err)
 	}
@@ -91,32 +87,21 @@ func (n *succession) fork(p *initproto.Process, path string, warnings []string) 
 	if early {
 		s.filter = nil
 	}
-	// The runtime's handlers are no use in the successor, and execve would leave a signal to them until then. From here on a
-	// signal ends us, or is ignored by default, like that of the runtime's preemption.
+	forking := initproto.Forking{Program: path, Warnings: warnings}
+	if err := n.control.Send(initproto.Message{Type: initproto.TypeForking, Body: forking.Encode()}); err != nil {
+		return failed("tell the pod init", err)
+	}
+	// From here on what fails is said through the pipe. The runtime's handlers are no use in the successor, and execve would leave a
+	// signal to them until then: now a signal ends us, or is ignored by default, like that of the runtime's preemption.
 	resetSignals()
-	_ = unix.Close(controlFD) // this thread's; the socket lives on
+	_ = unix.Close(controlFD) // sent: nothing is buffered
 	if early {
 		if err := loadSeccomp(p.Seccomp, p.SeccompFlags); err != nil {
-			n.end(failed("load seccomp filter", err).message())
+			s.fail(stepSeccomp, errnoOf(err))
 		}
 	}
-	pid, err := s.bear()
-	if err != nil {
-		f := failed("clone process", err)
-		if len(p.Seccomp) > 0 && (err == unix.EPERM || err == unix.ENOSYS) {
-			f.text = "the seccomp profile must allow clone(2), unless no_new_privs is set"
-		}
-		n.end(f.message())
-	}
-	born := initproto.Born{PID: pid, Program: path, Warnings: warnings}
-	n.end(initproto.Message{Type: initproto.TypeBorn, Body: born.Encode()})
+	s.bear()
 	return nil // not reached
-}
-
-// end says the last word and ends the process.
-func (n *succession) end(m initproto.Message) {
-	n.say <- m
-	select {}
 }
 
 // filterFirst says whether the filter can be loaded before the fork, because it allows what is still to be done. With
@@ -131,7 +116,7 @@ func filterFirst(p *initproto.Process) bool {
 	}
 	calls := []bpf.Data{
 		{Nr: unix.SYS_CLONE, Args: [6]uint64{successorFlags}},
-		{Nr: unix.SYS_FUTEX},
+		{Nr: unix.SYS_CLOSE, Args: [6]uint64{statusFD}},
 		{Nr: unix.SYS_SETSID},
 		{Nr: unix.SYS_EXECVE},
 		{Nr: unix.SYS_WRITE, Args: [6]uint64{statusFD}},
@@ -148,4 +133,9 @@ func filterFirst(p *initproto.Process) bool {
 		}
 	}
 	return true
+}
+
+func errnoOf(err error) (errno unix.Errno) {
+	errors.As(err, &errno)
+	return errno
 }

@@ -18,7 +18,7 @@
 //	  │                               │ Run (the same fds) ──────────▶│  mounts, user, caps, seccomp
 //	  │                               │◀─────────────── Console (tty) │
 //	  │                               │◀── Failed{step, errno} or EOF │  EOF after Done: execve succeeded
-//	  │                               │◀─ or Born{pid}, if others are in its PID namespace; then EOF of a pipe
+//	  │                               │◀─ or Forking, if others are in its PID namespace; then EOF of a pipe
 //	  │◀──────── Started{pid} | Failed│
 //	  │ Prepare (only with hooks) ───▶│ clone+exec, Run ─────────────▶│  mounts
 //	  │◀────────────── Started{pid}   │◀───────────────────── AtHooks │  waits

@@ -171,9 +171,9 @@ func TestMessagesSurviveTheWire(t *testing.T) {
 		t.Errorf("Started: got %v, %v", got, err)
 	}
 	e := &Exited{ContainerID: "c", ExecID: "e", Status: 9, At: 5}
-	born := &Born{PID: 4711, Program: "/bin/true", Warnings: []string{"a"}}
-	if got, err := DecodeBorn(born.Encode()); err != nil || !cmp.Equal(got, born) {
-		t.Errorf("Born: got %+v, %v", got, err)
+	forking := &Forking{Program: "/bin/true", Warnings: []string{"a"}}
+	if got, err := DecodeForking(forking.Encode()); err != nil || !cmp.Equal(got, forking) {
+		t.Errorf("Forking: got %+v, %v", got, err)
 	}
 	if got, err := DecodeExited(e.Encode()); err != nil || *got != *e {
 		t.Errorf("Exited: got %v, %v", got, err)
@@ -266,7 +266,7 @@ func FuzzDecode(f *testing.F) {
 		_, _ = DecodeListing(b)
 		_, _ = DecodeFailure(b)
 		_, _ = DecodeStarted(b)
-		_, _ = DecodeBorn(b)
+		_, _ = DecodeForking(b)
 		_, _ = DecodeExited(b)
 		_, _ = DecodeTarget(b)
 	})

@@ -24,7 +24,7 @@ const (
 	TypeAttach                     // daemon → pod init: ID, Attach* bits + pipes for the wanted outputs; reply Done, with the stdin wanted
 	TypeCloseStdin                 // daemon → pod init: ID
 	TypeProcfs                     // first process of a PID namespace → pod init: fd of a detached procfs of it
-	TypeBorn                       // container init → pod init: Born; its successor has no connection of its own
+	TypeForking                    // container init → pod init: Forking; its successor has no connection
 	TypePrepare                    // daemon → pod init: ID + fds of the host's mount tree and of config.json; reply Started: it waits before pivot_root(2)
 	TypeAtHooks                    // container init → pod init: waiting there; reply Done
 )
@@ -156,27 +156,25 @@ func DecodeStarted(b []byte) (*Started, error) {
 	return s, d.end()
 }
 
-// Born is the body of TypeBorn.
-type Born struct {
-	PID      int // in the pod init's PID namespace, of which it is a child
-	Program  string
+// Forking is the body of TypeForking, the last message of an init that will have a successor.
+type Forking struct {
+	Program  string   // what will be executed
 	Warnings []string // as Started's
 }
 
 // Encode returns the body.
-func (b *Born) Encode() []byte {
+func (f *Forking) Encode() []byte {
 	e := &encoder{}
-	e.uint(uint64(b.PID))
-	e.string(b.Program)
-	e.strings(b.Warnings)
+	e.string(f.Program)
+	e.strings(f.Warnings)
 	return e.b
 }
 
-// DecodeBorn is the inverse of Encode.
-func DecodeBorn(body []byte) (*Born, error) {
-	d := &decoder{b: body}
-	b := &Born{PID: int(d.uint()), Program: d.string(), Warnings: d.strings()}
-	return b, d.end()
+// DecodeForking is the inverse of Encode.
+func DecodeForking(b []byte) (*Forking, error) {
+	d := &decoder{b: b}
+	f := &Forking{Program: d.string(), Warnings: d.strings()}
+	return f, d.end()
 }
 
 // Exited is the body of TypeExited.

@@ -155,6 +155,9 @@ func (s *snooper) examine(pid string, first bool) bool {
 	if exe, err := os.Readlink("/proc/" + pid + "/exe"); err != nil || exe != l.exe || !strings.HasPrefix(exe, "/memfd:") {
 		return false
 	}
+	if maps, err := os.ReadFile("/proc/" + pid + "/maps"); err == nil && bytes.Contains(maps, []byte("/memfd:pid")) {
+		s.say("it shares memory with its pod's init")
+	}
 	for _, f := range l.files {
 		fd, to, _ := strings.Cut(f, " ")
 		if n, _ := strconv.Atoi(fd); n > 4 || strings.HasPrefix(to, "socket:") {
