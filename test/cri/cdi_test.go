@@ -80,6 +80,7 @@ func TestCDIDevices(t *testing.T) {
 }
 
 func TestCDIDevicesOfAUserNamespace(t *testing.T) {
+	needUserns(t)
 	w, dir := cdiWorld(t)
 	library := filepath.Join(t.TempDir(), "lib.so.1")
 	mustWrite(t, library, "library")

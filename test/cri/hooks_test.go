@@ -339,6 +339,7 @@ func TestHooksOfSharedProcesses(t *testing.T) {
 }
 
 func TestHooksOfAUserNamespace(t *testing.T) {
+	needUserns(t)
 	w, dir := cdiWorld(t)
 	h := hookDir{t, t.TempDir()}
 	// What is in the way to a bundle below /var/lib or to the test's directories everybody may pass; of a test's node not.
