@@ -77,7 +77,7 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if err != nil {
 		return nil, err
 	}
-	found, err := s.lookUp(ctx, config, profile)
+	found, err := s.lookUp(ctx, pod.ID, config, profile)
 	if err != nil {
 		return nil, err
 	}

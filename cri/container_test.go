@@ -141,6 +141,30 @@ func TestLookUpHangs(t *testing.T) {
 	}
 }
 
+// The kubelet's next try waits for the one that hangs; other containers do not.
+func TestLookUpOneAtATime(t *testing.T) {
+	var l lookUps
+	c, other := containerKey{"p", "c", 0}, containerKey{"p", "other", 0}
+	nothing := func() (*found, error) { return nil, nil }
+	hung, over := make(chan struct{}), make(chan struct{})
+	gone, cancel := context.WithCancel(t.Context())
+	go cancelWhen(hung, cancel)
+	_, err := l.do(gone, c, func() (*found, error) { close(hung); <-over; return nil, nil })
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "dead network mount") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := l.do(t.Context(), other, nothing); err != nil {
+		t.Errorf("another container: got %v", err)
+	}
+	if _, err := l.do(gone, c, func() (*found, error) { t.Error("it runs beside the one that hangs"); return nil, nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("the next try: got %v", err)
+	}
+	close(over)
+	if _, err := l.do(t.Context(), c, nothing); err != nil || len(l.underWay) != 0 {
+		t.Errorf("in the end: got %v, under way %v", err, l.underWay)
+	}
+}
+
 func cancelWhen(c <-chan struct{}, cancel context.CancelFunc) {
 	<-c
 	cancel()

@@ -40,7 +40,7 @@ func newArena() *arena {
 			CheckCgroupParent: func(string) error { return nil }, Handlers: []string{"other"}, DefaultCapabilities: caps.Default(),
 		},
 		unsetSeccomp: runtimeapi.SecurityProfile_Unconfined,
-		lookUp: func(_ context.Context, c *runtimeapi.ContainerConfig, _ *runtimeapi.SecurityProfile) (*found, error) {
+		lookUp: func(_ context.Context, _ string, c *runtimeapi.ContainerConfig, _ *runtimeapi.SecurityProfile) (*found, error) {
 			f := &found{}
 			for _, d := range c.GetDevices() {
 				f.devices = append(f.devices, specs.LinuxDevice{Path: path.Clean(d.GetContainerPath()), Type: "c", Major: 1, Minor: 3})

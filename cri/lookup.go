@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,58 @@ type found struct {
 type hostPaths struct {
 	cdi            *cdi.Registry // nil: no CDI devices
 	cdiAnnotations bool
+	underWay       *lookUps
+}
+
+// lookUps are those under way: one at a time for each container that is to be made. A try after one that hangs waits for that one. So a dead
+// mount costs a thread for each container, and not for each of the kubelet's tries, of which the ten-thousandth would end the daemon
+// (runtime/debug.SetMaxThreads).
+type lookUps struct {
+	mu       sync.Mutex
+	underWay map[containerKey]chan struct{} // closed when it has ended
+}
+
+// containerKey is what the kubelet's tries to make one container have in common. (Their configs differ, by the name of the termination log.)
+type containerKey struct {
+	podID, name string
+	attempt     uint32
+}
+
+// do runs look once no other for key runs any more. It waits no longer than ctx.
+func (l *lookUps) do(ctx context.Context, key containerKey, look func() (*found, error)) (*found, error) {
+	ended := make(chan struct{})
+	for {
+		l.mu.Lock()
+		before := l.underWay[key]
+		if before == nil {
+			if l.underWay == nil {
+				l.underWay = map[containerKey]chan struct{}{}
+			}
+			l.underWay[key] = ended
+			l.mu.Unlock()
+			break
+		}
+		l.mu.Unlock()
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return nil, hangs(ctx)
+		}
+	}
+	return bounded(ctx, func() (*found, error) {
+		defer func() {
+			l.mu.Lock()
+			delete(l.underWay, key)
+			l.mu.Unlock()
+			close(ended)
+		}()
+		return look()
+	})
+}
+
+// hangs is for who does not wait any longer.
+func hangs(ctx context.Context) error {
+	return fmt.Errorf("look up host paths (is one on a dead network mount?): %w", context.Cause(ctx))
 }
 
 // lookUp does the part of CreateContainer that touches paths a user names: devices,
@@ -44,8 +97,9 @@ type hostPaths struct {
 // why a path that changes between here and there does no harm.
 //
 // Undo: none; a directory made for a missing source stays, as with other runtimes.
-func (h hostPaths) lookUp(ctx context.Context, config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
-	return bounded(ctx, func() (*found, error) { return h.lookUpNow(config, profile) })
+func (h hostPaths) lookUp(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error) {
+	key := containerKey{podID, config.GetMetadata().GetName(), config.GetMetadata().GetAttempt()}
+	return h.underWay.do(ctx, key, func() (*found, error) { return h.lookUpNow(config, profile) })
 }
 
 // bounded runs look, but waits no longer than ctx.
@@ -63,7 +117,7 @@ func bounded(ctx context.Context, look func() (*found, error)) (*found, error) {
 	case r := <-done:
 		return r.found, r.error
 	case <-ctx.Done():
-		return nil, fmt.Errorf("look up host paths (is one on a dead network mount?): %w", context.Cause(ctx))
+		return nil, hangs(ctx)
 	}
 }
 

@@ -165,7 +165,7 @@ func NewServer(cfg Config) (*Server, error) {
 		grpc.ConnectionTimeout(handshake),
 	)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeService{
-		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: hostPaths{cfg.CDI, cfg.CDIAnnotations}.lookUp, labels: selinux.Labels,
+		cfg: &cfg, streamer: s.streamer, driver: driver, unsetSeccomp: runtimeapi.SecurityProfile_ProfileType(unset), lookUp: hostPaths{cfg.CDI, cfg.CDIAnnotations, &lookUps{}}.lookUp, labels: selinux.Labels,
 		draining: s.draining, senders: &s.senders,
 	})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageService{cfg: &cfg})
@@ -237,7 +237,7 @@ type runtimeService struct {
 	streamer     *streamer // nil without
 	driver       runtimeapi.CgroupDriver
 	unsetSeccomp runtimeapi.SecurityProfile_ProfileType
-	lookUp       func(context.Context, *runtimeapi.ContainerConfig, *runtimeapi.SecurityProfile) (*found, error)
+	lookUp       func(ctx context.Context, podID string, config *runtimeapi.ContainerConfig, profile *runtimeapi.SecurityProfile) (*found, error)
 	labels       func(selinux.Options) (process, mount string, err error)
 	draining     <-chan struct{} // closed when streams of events are to end
 	senders      *sync.WaitGroup // goroutines that can outlive their call for a moment
