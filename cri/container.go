@@ -2,9 +2,11 @@ package cri
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -72,6 +74,10 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the config: %w", err)
 	}
+	alike, err := alike(noted)
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode the config: %w", err)
+	}
 	s.noteClasses(ctx, pod, config)
 	confined, err := s.appArmorProfile(ctx, sc)
 	if err != nil {
@@ -110,6 +116,7 @@ func (s *runtimeService) containerConfig(ctx context.Context, pod *podsandbox.Po
 		Volumes:     volumes,
 		User:        userRequest(sc, img.Config.Config.User),
 		Echo:        echo,
+		Alike:       alike,
 	}
 	if p := config.GetLogPath(); p != "" && pod.Config.LogDirectory != "" {
 		out.LogPath = path.Clean(p)
@@ -485,4 +492,22 @@ func (s *runtimeService) ReopenContainerLog(ctx context.Context, r *runtimeapi.R
 		return nil, err
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil
+}
+
+// terminationLog is the random name that the kubelet gives the file of the termination message at each try
+// to create one and the same container (makeUID in pkg/kubelet/kuberuntime/kuberuntime_container.go).
+var terminationLog = regexp.MustCompile(`^[0-9a-f]{8}$`)
+
+// alike is the same of two configs that ask for the same, though that name differs: without it, a
+// kubelet that tries again while its first try is under way would not join that, but be told that the name is taken.
+func alike(config *runtimeapi.ContainerConfig) ([]byte, error) {
+	config = proto.Clone(config).(*runtimeapi.ContainerConfig)
+	for _, m := range config.GetMounts() {
+		if dir, file := path.Split(m.GetHostPath()); terminationLog.MatchString(file) {
+			m.HostPath = dir
+		}
+	}
+	b, err := wire.Marshal(config)
+	sum := sha256.Sum256(b)
+	return sum[:], err
 }

@@ -45,13 +45,45 @@ func TestContainerConfig(t *testing.T) {
 		ImageID: imageID, ImageRef: "registry.test/busybox@" + manifest, LogPath: "main/1.log", StopSignal: "SIGRTMIN+3",
 		PID:  podsandbox.NamespaceContainer,
 		User: user.Request{UID: ptr(int64(1001)), GID: ptr(int64(1002)), ImageUser: "1000:50", SupplementalGroups: []int64{7}},
-		Spec: got.Spec, Echo: got.Echo,
+		Spec: got.Spec, Echo: got.Echo, Alike: got.Alike,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
 	if string(got.Spec.Process.Env[3]) != "RAW=\xff=" {
 		t.Errorf("env is %q: bytes were changed", got.Spec.Process.Env)
+	}
+}
+
+// Two tries of the kubelet to create one container differ in the termination log's random name, and are alike.
+func TestAlike(t *testing.T) {
+	base := containerRequest().Config
+	base.Mounts = []*runtimeapi.Mount{{ContainerPath: "/dev/termination-log", HostPath: "/kubelet/pods/p/containers/c/0123abcd"}}
+	want, err := alike(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		edit func(*runtimeapi.ContainerConfig)
+		same bool
+	}{
+		{"nothing", func(*runtimeapi.ContainerConfig) {}, true},
+		{"the random name", func(c *runtimeapi.ContainerConfig) { c.Mounts[0].HostPath = "/kubelet/pods/p/containers/c/ffffffff" }, true},
+		{"another directory", func(c *runtimeapi.ContainerConfig) { c.Mounts[0].HostPath = "/kubelet/pods/p/containers/d/0123abcd" }, false},
+		{"a name that is none of those", func(c *runtimeapi.ContainerConfig) { c.Mounts[0].HostPath += "0" }, false},
+		{"another place", func(c *runtimeapi.ContainerConfig) { c.Mounts[0].ContainerPath = "/log" }, false},
+		{"arguments", func(c *runtimeapi.ContainerConfig) { c.Args = append(c.Args, "x") }, false},
+	} {
+		config := proto.Clone(base).(*runtimeapi.ContainerConfig)
+		tt.edit(config)
+		got, err := alike(config)
+		if err != nil || bytes.Equal(got, want) != tt.same {
+			t.Errorf("%s differs: alike %v, %v, want %v", tt.name, bytes.Equal(got, want), err, tt.same)
+		}
+	}
+	if base.Mounts[0].HostPath != "/kubelet/pods/p/containers/c/0123abcd" {
+		t.Errorf("the config was changed: %v", base.Mounts[0])
 	}
 }
 

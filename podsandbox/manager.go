@@ -380,6 +380,9 @@ func samePod(a, b *PodConfig) bool {
 }
 
 func sameContainer(a, b *ContainerConfig) bool {
+	if len(a.Alike) > 0 && len(b.Alike) > 0 {
+		return bytes.Equal(a.Alike, b.Alike) && a.ImageID == b.ImageID
+	}
 	if len(a.Echo) > 0 || len(b.Echo) > 0 {
 		return bytes.Equal(a.Echo, b.Echo) && a.ImageID == b.ImageID
 	}

@@ -195,6 +195,8 @@ type ContainerConfig struct {
 	User user.Request `json:"user"`
 	// OpaqueMounts etc. are not interpreted: the CRI config as it came, for verbatim replies.
 	Echo []byte `json:"echo,omitempty"`
+	// Alike is the same in two configs that ask for the same container; nil: they do if Echo is the same.
+	Alike []byte `json:"alike,omitempty"`
 }
 
 // ImageVolume is an image, or a part of it, that is mounted in a container, read-only.

@@ -656,3 +656,33 @@ func TestBadContainersAreRefusedBeforeAnyEffect(t *testing.T) {
 	// And the pod is as good as new.
 	p.output([]string{"true"})
 }
+
+// The kubelet names the file of the termination message at random at each try. A try again is still the same container.
+func TestCreateAgainWithAnotherTerminationLog(t *testing.T) {
+	w := need(t)
+	p := w.pod(t)
+	dir := t.TempDir()
+	create := func(name, file string) (string, error) {
+		cfg := w.containerConfig(name, "sleep")
+		host := filepath.Join(dir, file)
+		mustWrite(t, host, "")
+		cfg.Mounts = []*runtimeapi.Mount{{ContainerPath: "/dev/termination-log", HostPath: host}}
+		return w.rt.CreateContainer(t.Context(), p.id, cfg, p.cfg)
+	}
+	first, err := create("c", "0a1b2c3d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := create("c", "ffffffff"); err != nil || again != first {
+		t.Errorf("again: got %q, %v, want %q", again, err, first)
+	}
+	_, err = create("c", "something-else")
+	wantCode(t, err, codes.AlreadyExists, first)
+	r, err := w.rt.ContainerStatus(t.Context(), first, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Status.Mounts; len(got) != 1 || got[0].HostPath != filepath.Join(dir, "0a1b2c3d") { // where the kubelet looks for the message
+		t.Errorf("mounts: got %v", got)
+	}
+}
