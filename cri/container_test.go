@@ -598,6 +598,18 @@ func TestContainerStats(t *testing.T) {
 	if got := list(&runtimeapi.ContainerStatsFilter{PodSandboxId: "ff"}); got != 0 {
 		t.Errorf("of another pod: got %d", got)
 	}
+	// One that cannot be measured does not hide the others, but is not passed over in silence where it alone is asked for.
+	sick := *w.pods.containers[len(w.pods.containers)-1]
+	sick.ID, sick.State = strings.Repeat("5c", 32), podsandbox.ContainerRunning
+	w.pods.containers = append(w.pods.containers, &sick)
+	w.pods.statsErr = map[string]error{sick.ID: errors.New("read memory.stat: input/output error")}
+	if got := list(nil); got != 1 {
+		t.Errorf("beside a sick one: got %d", got)
+	}
+	if _, err := w.runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: sick.ID}); err == nil || !strings.Contains(err.Error(), "input/output error") {
+		t.Errorf("the sick one: got %v", err)
+	}
+	w.pods.containers = w.pods.containers[:len(w.pods.containers)-1]
 	// Not measured yet, and gone meanwhile.
 	w.pods.stats = &podsandbox.ContainerStats{}
 	got, err = w.runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: "c2"})

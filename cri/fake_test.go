@@ -40,6 +40,7 @@ type fakePods struct {
 	exec       *podsandbox.ExecResult
 	applied    cgroup.Applied
 	stats      *podsandbox.ContainerStats
+	statsErr   map[string]error // by id: cannot be measured
 	processes  *podsandbox.ProcessStats
 	podStats   map[string]*podsandbox.PodStats
 	resources  []byte           // of NotePodResources
@@ -133,6 +134,9 @@ func (f *fakePods) DialPod(ctx context.Context, id string, port uint16) (net.Con
 	return nil, f.call(ctx, "DialPod")
 }
 func (f *fakePods) ContainerStats(id string) (*podsandbox.ContainerStats, error) {
+	if err := f.statsErr[id]; err != nil {
+		return nil, err
+	}
 	if f.stats == nil {
 		return nil, podsandbox.ErrState
 	}
@@ -145,6 +149,9 @@ func (f *fakePods) ProcessStats(id string) (*podsandbox.ProcessStats, error) {
 	return f.processes, nil
 }
 func (f *fakePods) PodStats(id string) (*podsandbox.PodStats, error) {
+	if err := f.statsErr[id]; err != nil {
+		return nil, err
+	}
 	if s, ok := f.podStats[id]; ok {
 		return s, nil
 	}

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/crisp-cri/crisp/podsandbox"
 	"github.com/crisp-cri/crisp/runtime/cgroup"
@@ -29,7 +30,7 @@ func (s *runtimeService) PodSandboxStats(ctx context.Context, r *runtimeapi.PodS
 	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, nil
 }
 
-// ListPodSandboxStats is about ready pods. One that stops meanwhile is left out.
+// ListPodSandboxStats is about ready pods. One that stops meanwhile, or cannot be measured, is left out.
 func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	f := r.GetFilter()
 	var pods []*podsandbox.Pod
@@ -39,14 +40,11 @@ func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtimeapi.
 		}
 	}
 	running := s.runningByPod()
-	all := make([]*runtimeapi.PodSandboxStats, len(pods)) // nil: gone meanwhile
+	all := make([]*runtimeapi.PodSandboxStats, len(pods)) // nil: left out
 	err := spread(ctx, pods, func(i int, pod *podsandbox.Pod) error {
 		stats, err := s.podStats(ctx, pod, running[pod.ID])
-		if isGone(err) {
-			return nil
-		}
 		all[i] = stats
-		return err
+		return onlyThis(ctx, err)
 	})
 	if err != nil {
 		return nil, err
@@ -57,6 +55,19 @@ func (s *runtimeService) ListPodSandboxStats(ctx context.Context, r *runtimeapi.
 // isGone says that what was to be measured has ended or was removed since it was listed.
 func isGone(err error) bool {
 	return errors.Is(err, podsandbox.ErrNotFound) || errors.Is(err, podsandbox.ErrState) || errors.Is(err, cgroup.ErrNotFound)
+}
+
+// onlyThis is what measuring one of many comes to for the list: nothing, unless the caller is gone. One
+// sick container must not hide all others from the kubelet's eviction.
+func onlyThis(ctx context.Context, err error) error {
+	if err == nil || isGone(err) {
+		return nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	klog.FromContext(ctx).Error(err, "Left out of a list of statistics")
+	return nil
 }
 
 // present leaves out nils.

@@ -26,7 +26,7 @@ func (s *runtimeService) ContainerStats(_ context.Context, r *runtimeapi.Contain
 	return &runtimeapi.ContainerStatsResponse{Stats: stats}, nil
 }
 
-// ListContainerStats is about running containers, as the proto says. One that ends meanwhile is left out.
+// ListContainerStats is about running containers, as the proto says. One that ends meanwhile, or cannot be measured, is left out.
 func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	f := r.GetFilter()
 	var running []*podsandbox.Container
@@ -36,14 +36,11 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.L
 			running = append(running, ctr)
 		}
 	}
-	all := make([]*runtimeapi.ContainerStats, len(running)) // nil: gone meanwhile
+	all := make([]*runtimeapi.ContainerStats, len(running)) // nil: left out
 	err := spread(ctx, running, func(i int, ctr *podsandbox.Container) error {
 		stats, err := s.statsOf(ctr)
-		if isGone(err) {
-			return nil
-		}
 		all[i] = stats
-		return err
+		return onlyThis(ctx, err)
 	})
 	if err != nil {
 		return nil, err
