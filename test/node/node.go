@@ -44,6 +44,7 @@ type Options struct {
 	Crispd string    // path of the binary; crisp-init is beside it
 	Args   []string  // more arguments for crispd serve, such as --set KEY=VALUE
 	Log    io.Writer // gets crispd's log, too; nil: nobody
+	Tag    string    // instead of a random one, 6 hexadecimal digits: the node of an earlier process, or boot
 }
 
 // Node is a crispd and what it owns. Its methods are for one goroutine; CRI is
@@ -70,9 +71,14 @@ type Node struct {
 
 // New makes the node's directories. Remove takes them away again.
 func New(o Options) (*Node, error) {
-	b := make([]byte, 3)
-	rand.Read(b) // never fails (crypto/rand)
-	tag := hex.EncodeToString(b)
+	tag := o.Tag
+	if tag == "" {
+		b := make([]byte, 3)
+		rand.Read(b) // never fails (crypto/rand)
+		tag = hex.EncodeToString(b)
+	} else if b, err := hex.DecodeString(tag); err != nil || len(b) != 3 {
+		return nil, fmt.Errorf("tag %q: want 6 hexadecimal digits", tag)
+	}
 	n := &Node{
 		Tag: tag, options: o,
 		StateDir: "/var/tmp/crisp-node-" + tag,
