@@ -65,6 +65,10 @@ test-kubelet: build tools ## Run a real kubelet, without an API server, on a rea
 test-service: tools ## Install, restart, upgrade, remove and purge the Debian package under running pods, in the guest (hack/guest).
 	hack/service-test.sh
 
+.PHONY: test-guest
+test-guest: ## Test in a guest with cgroup v2, systemd and AppArmor (hack/guest; GUEST_ALL=1: all of it; GUEST=smoke: what CI runs).
+	hack/guest/test $(GUEST)
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 20s) each.
 	hack/fuzz.sh $(FUZZTIME)

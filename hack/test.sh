@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Usage: hack/test.sh unit|root|cri|seccomp|all [GO TEST ARGUMENTS]
 # unit  everything but the tests of *_root_test.go, with the race detector
-# root  only the tests of *_root_test.go, as root, packages one after another: they share one kernel
+# root  only the tests of *_root_test.go, as root, packages one after another: they share one kernel. Those that are
+#       named (./runtime/spawn), or all
 # cri   the suite of test/cri, as root: a real crispd, driven through the kubelet's client
 # seccomp  compares our seccomp compiler with libseccomp, call by call (needs cgo and libseccomp-dev)
 # all   all of these, then crictl and the whole of critest against a real crispd; all but unit only when you are root
@@ -40,7 +41,10 @@ unit() {
 
 root() {
 	need_root "the tests of *_root_test.go make namespaces, mounts and cgroups"
-	out/gotest -expect test/expected-skips.txt -- -count=1 -p 1 -run "^($names)\$" "$@" "${with_root[@]}"
+	local flags=() packages=() a
+	for a; do case $a in ./*) packages+=("$a") ;; *) flags+=("$a") ;; esac; done
+	[ ${#packages[@]} -gt 0 ] || packages=("${with_root[@]}")
+	out/gotest -expect test/expected-skips.txt -- -count=1 -p 1 -run "^($names)\$" "${flags[@]}" "${packages[@]}"
 }
 
 cri() {
