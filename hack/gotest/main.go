@@ -8,8 +8,8 @@
 //
 //	WHEN PACKAGE TEST REASON…
 //
-// WHEN is "user" (a run without root), "v2" (a host with cgroup v2 alone) or
-// "always"; PACKAGE is the import path
+// WHEN is "user" (a run without root), "v2" (a host with cgroup v2 alone),
+// "guest" (hack/guest, with its older kernel) or "always"; PACKAGE is the import path
 // below the module; TEST is a name as go test prints it, or "*".
 package main
 
@@ -83,7 +83,7 @@ func here() map[string]bool {
 	var fs syscall.Statfs_t
 	const cgroup2 = 0x63677270 // CGROUP2_SUPER_MAGIC, statfs(2)
 	v2 := syscall.Statfs("/sys/fs/cgroup", &fs) == nil && fs.Type == cgroup2
-	return map[string]bool{"always": true, "user": os.Geteuid() != 0, "v2": v2}
+	return map[string]bool{"always": true, "user": os.Geteuid() != 0, "v2": v2, "guest": os.Getenv("CRISP_GUEST") != ""}
 }
 
 func readExpected(path string, holds map[string]bool) (expectation, error) {
