@@ -192,6 +192,20 @@ func (t *thread) once(f func() error) error {
 	return <-done
 }
 
+// aside runs f on a thread of its own in a mount namespace of its own, a copy of the base's; both end with f. What f
+// mounts there is seen by no pod, not even by one that is cloned meanwhile, and needs no unmounting.
+func (t *thread) aside(f func() error) error {
+	return t.once(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		return f()
+	})
+}
+
+// asideRoot is an empty directory of the base mount namespace: the mount point of containers' roots.
+const asideRoot = "/root"
+
 // enterBase moves the calling thread. Runs on: a locked thread that is never unlocked.
 func enterBase(scratch string) error {
 	if err := os.MkdirAll(scratch, 0o700); err != nil {

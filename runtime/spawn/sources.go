@@ -285,26 +285,16 @@ func (s *Spawner) partOf(mount int, path string) (int, error) {
 }
 
 // partOfOld is the path for kernels that clone attached mounts only (before Linux 6.15): for as long as it takes, the mount
-// is attached in the base mount namespace; it is of no more use then. target is in it.
+// is attached in a mount namespace aside; it is of no more use then. target is in it.
 //
-// Runs on: the base thread. Undo: closing the descriptor.
+// Undo: closing the descriptor.
 func (s *Spawner) partOfOld(mount, target int) (fd int, err error) {
 	fd = -1
-	s.thread.do(func() {
-		var at int
-		if at, err = unix.Open(baseScratch, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-			err = &sys.Error{Op: "open", Path: baseScratch, Err: err}
-			return
+	err = s.thread.aside(func() (err error) {
+		if err = attach(mount, unix.AT_FDCWD, asideRoot); err == nil {
+			fd, err = sys.CloneMount(target, "", false)
 		}
-		defer unix.Close(at)
-		if err = sys.AttachMount(mount, at, baseScratch); err != nil {
-			return
-		}
-		fd, err = sys.CloneMount(target, "", false)
-		if uerr := unix.Unmount(baseScratch, unix.MNT_DETACH); uerr != nil && err == nil {
-			unix.Close(fd)
-			fd, err = -1, &sys.Error{Op: "umount", Path: baseScratch, Err: uerr}
-		}
+		return err
 	})
 	return fd, err
 }
@@ -456,12 +446,12 @@ var lowerdirPlus = sync.OnceValue(func() bool {
 })
 
 // mountOverlayOld is the path for kernels without lowerdir+ (before Linux 6.7), or that take no detached mount for a
-// layer (before 6.15): mount(2), whose options must fit one page, in the base mount namespace, then a
+// layer (before 6.15): mount(2), whose options must fit one page, in a mount namespace aside, then a
 // detached clone of it. A layer must be on a mount of that namespace, so a clone of each is attached
-// there, one upon the other, for as long as it takes; the descriptors see through the pile. The clones are private: what is
+// there, one upon the other; the descriptors see through the pile. The clones are private: what is
 // mounted on one of them is mounted nowhere else.
 //
-// Runs on: the base thread. Undo: closing the descriptor.
+// Undo: closing the descriptor.
 func (s *Spawner) mountOverlayOld(o *overlay, attr uint64) (fd int, err error) {
 	var mounts, opened []int
 	defer func() { closeFDs(opened) }()
@@ -515,7 +505,18 @@ func (s *Spawner) mountOverlayOld(o *overlay, attr uint64) (fd int, err error) {
 		}
 	}
 	fd = -1
-	s.thread.do(func() { fd, err = overlayUpon(mounts, data) })
+	err = s.thread.aside(func() (err error) {
+		for _, m := range mounts {
+			if err := attach(m, unix.AT_FDCWD, asideRoot); err != nil {
+				return err
+			}
+		}
+		if err := unix.Mount("overlay", asideRoot, "overlay", 0, data); err != nil {
+			return &sys.Error{Op: "mount", Path: "overlay", Err: err}
+		}
+		fd, err = sys.CloneMount(unix.AT_FDCWD, asideRoot, false)
+		return err
+	})
 	if err == nil && attr != 0 {
 		if err = sys.SetMountAttr(fd, false, unix.MountAttr{Attr_set: attr}); err != nil {
 			unix.Close(fd)
@@ -525,42 +526,6 @@ func (s *Spawner) mountOverlayOld(o *overlay, attr uint64) (fd int, err error) {
 	return fd, err
 }
 
-// overlayUpon attaches mounts at baseScratch, an overlay upon them, and returns a detached clone of it; the place is
-// left empty.
-//
-// Runs on: the base thread.
-func overlayUpon(mounts []int, data string) (fd int, err error) {
-	fd = -1
-	attached := 0
-	defer func() {
-		for range attached {
-			if uerr := unix.Unmount(baseScratch, unix.MNT_DETACH); uerr != nil {
-				err = errors.Join(err, &sys.Error{Op: "umount", Path: baseScratch, Err: uerr})
-			}
-		}
-		if err != nil && fd >= 0 {
-			unix.Close(fd)
-			fd = -1
-		}
-	}()
-	at, err := openDir(baseScratch)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(at)
-	for _, m := range mounts {
-		if err := sys.AttachMount(m, at, baseScratch); err != nil {
-			return -1, err
-		}
-		attached++
-	}
-	if err := unix.Mount("overlay", baseScratch, "overlay", 0, data); err != nil {
-		return -1, &sys.Error{Op: "mount", Path: "overlay", Err: err}
-	}
-	attached++
-	return sys.CloneMount(unix.AT_FDCWD, baseScratch, false)
-}
-
 // commonDir is the innermost directory that a and b, absolute and clean, are both below.
 func commonDir(a, b string) string {
 	for a = filepath.Dir(a); a != "/" && !strings.HasPrefix(b, a+"/"); {
@@ -568,6 +533,3 @@ func commonDir(a, b string) string {
 	}
 	return a
 }
-
-// baseScratch is a mount point of the base mount namespace: that of containers' roots, empty there.
-const baseScratch = "/root"

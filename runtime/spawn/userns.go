@@ -91,13 +91,17 @@ func (c *compiled) devices() (list []*initproto.Device) {
 // host's, bound into the container, would have the host's owner and path; these have what the specification says, once they are
 // id-mapped, and are the container's alone: its root may change their mode.
 //
-// Needs: CAP_MKNOD, CAP_SYS_ADMIN. Runs on: the base thread, where a mount can be attached for a moment: before
-// Linux 6.15 only an attached one can be cloned. Undo: closing the descriptors.
+// They are made in a mount namespace aside, where a mount can be attached: before Linux 6.15 only an attached one can be cloned.
+//
+// Needs: CAP_MKNOD, CAP_SYS_ADMIN. Undo: closing the descriptors.
 func (t *thread) makeDevices(nodes []*initproto.Device) (fds []int, err error) {
 	if len(nodes) == 0 {
 		return nil, nil
 	}
-	t.do(func() { fds, err = makeDevices(nodes) })
+	err = t.aside(func() (err error) {
+		fds, err = makeDevices(nodes)
+		return err
+	})
 	if err != nil {
 		closeFDs(fds)
 		return nil, err
@@ -105,7 +109,7 @@ func (t *thread) makeDevices(nodes []*initproto.Device) (fds []int, err error) {
 	return fds, nil
 }
 
-// makeDevices returns with an error also what was made before it.
+// makeDevices returns with an error also what was made before it. Runs on: a thread aside.
 func makeDevices(nodes []*initproto.Device) (fds []int, err error) {
 	fs, err := sys.CreateMount("tmpfs", [][2]string{{"nr_inodes", strconv.Itoa(len(nodes) + 2)}, {"size", "64k"}, {"mode", "0700"}},
 		unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
@@ -113,12 +117,9 @@ func makeDevices(nodes []*initproto.Device) (fds []int, err error) {
 		return nil, err
 	}
 	defer unix.Close(fs)
-	if err := attach(fs, unix.AT_FDCWD, baseScratch); err != nil {
+	if err := attach(fs, unix.AT_FDCWD, asideRoot); err != nil {
 		return nil, err
 	}
-	defer func() {
-		err = errors.Join(err, os.NewSyscallError("umount", unix.Unmount(baseScratch, unix.MNT_DETACH)))
-	}()
 	for i, d := range nodes {
 		name := strconv.Itoa(i)
 		err := unix.Mknodat(fs, name, d.Mode, int(unix.Mkdev(d.Major, d.Minor)))
