@@ -471,13 +471,31 @@ func wantCode(t *testing.T, err error, code codes.Code, texts ...string) {
 	}
 }
 
+// atRest is what is there when nothing of what went before is still on its way out: the same three times over.
+func (w *world) atRest(t *testing.T) leak.Snapshot {
+	t.Helper()
+	var last leak.Snapshot
+	same := 0
+	eventually(t, "nothing changes any more", func() bool {
+		now, err := w.scope().Take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != nil && len(leak.Compare(last, now)) == 0 {
+			same++
+		} else {
+			same = 0
+		}
+		last = now
+		return same == 3
+	})
+	return last
+}
+
 // leavesNothing runs do and wants everything to be as before.
 func (w *world) leavesNothing(t *testing.T, do func()) {
 	t.Helper()
-	before, err := w.scope().Take()
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := w.atRest(t)
 	do()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,8 @@ import (
 	"k8s.io/client-go/util/exec"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/streaming/pkg/httpstream"
+
+	"github.com/crisp-cri/crisp/test/leak"
 )
 
 // The tests of exec, attach and port-forward use the clients of kubectl and crictl, over both transports: SPDY, and WebSocket with
@@ -810,7 +813,21 @@ func TestManyStreamingSessions(t *testing.T) {
 			}
 		})
 	}
+	before, err := w.scope().Take()
+	if err != nil {
+		t.Fatal(err)
+	}
 	many() // threads and sockets of the busiest moment stay
+	// The commands of clients that broke off end when crispd has noticed; the snapshot that counts comes after them.
+	eventually(t, "the first hundred are over", func() bool {
+		now, err := w.scope().Take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !slices.ContainsFunc(leak.Compare(before, now), func(d leak.Difference) bool {
+			return d.Kind != leak.Threads && !(d.Kind == leak.FDs && d.Thing == "socket:[N]")
+		})
+	})
 	w.leavesNothing(t, many)
 	if st := c.status(); st.State != running {
 		t.Errorf("the container is %v", st.State)
