@@ -66,7 +66,7 @@ test-service: tools ## Install, restart, upgrade, remove and purge the Debian pa
 	hack/service-test.sh
 
 .PHONY: test-guest
-test-guest: ## Test in a guest with cgroup v2, systemd and AppArmor (hack/guest; GUEST_ALL=1: all of it; GUEST=smoke: what CI runs).
+test-guest: ## Test in a guest with cgroup v2, systemd and AppArmor (hack/guest; GUEST_ALL=1: all of it; GUEST=smoke: the least).
 	hack/guest/test $(GUEST)
 
 .PHONY: fuzz
